@@ -1,0 +1,34 @@
+"""The linear recurrence token by token: the naive twin of `chunked`, and the step of decoding."""
+
+import jax
+import jax.numpy as jnp
+
+from lcx.ops.linear.inputs import Inputs
+
+
+def recurrent(inputs: Inputs, state: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Inputs [B,T,H,*] and state [B,H,K,V] -> out [B,T,H,V] and state, all in state.dtype."""
+
+    def step(state, token: Inputs):
+        if token.start is not None:
+            state = jnp.where(token.start[:, None, None, None], 0, state)
+        if token.log_decay is not None:
+            state = jnp.exp(token.log_decay)[..., None] * state
+        write = token.value
+        if token.erase is not None:
+            read = jnp.einsum("bhk,bhkv->bhv", token.erase, state)
+            erased = token.beta[..., None] * read
+            if token.key is None:
+                write = token.beta[..., None] * write - erased
+            else:
+                state = state - token.erase[..., None] * erased[..., None, :]
+        key = token.erase if token.key is None else token.key
+        state = state + key[..., None] * write[..., None, :]
+        return state, jnp.einsum("bhk,bhkv->bhv", token.query, state)
+
+    def promote(x):
+        return x if x.dtype == bool else x.astype(state.dtype)
+
+    tokens = jax.tree.map(lambda x: jnp.moveaxis(promote(x), 1, 0), inputs)
+    state, out = jax.lax.scan(step, state, tokens)
+    return jnp.moveaxis(out, 0, 1), state
