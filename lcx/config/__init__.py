@@ -1,0 +1,24 @@
+"""Configs: Python files with `get_config(arg)`, checked in full before anything compiles."""
+
+from lcx.config.base import COMPONENTS, base_config, is_component
+from lcx.config.check import validate
+from lcx.config.identity import canonical_json, code_version, resolve, run_id
+from lcx.config.load import load, load_sweep, split_spec
+from lcx.config.override import apply, assign, parse_override
+
+__all__ = [
+    "COMPONENTS",
+    "apply",
+    "assign",
+    "base_config",
+    "canonical_json",
+    "code_version",
+    "is_component",
+    "load",
+    "load_sweep",
+    "parse_override",
+    "resolve",
+    "run_id",
+    "split_spec",
+    "validate",
+]

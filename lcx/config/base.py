@@ -1,0 +1,109 @@
+"""Every key of a config, its default and what it means; a key that is not here does not exist."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+# Keys that hold a component, dict(name=..., **options); its name is a file of this package.
+COMPONENTS = {
+    "experiment.model.position": "lcx.positions",
+    "experiment.model.mixer": "lcx.mixers",
+    "experiment.data.corpus": "lcx.data.corpora",
+    "experiment.data.tokenizer": "lcx.data.tokenizers",
+    "experiment.train.optimizer": "lcx.train.optimizers",
+    "experiment.train.schedule": "lcx.train.schedules",
+}
+STACKS = {"experiment.model.position"}  # may also be a list: id map + rotation + temperature ...
+INJECTED = {  # fields that a builder sets, so that a config may not
+    "lcx.positions": ("site",),
+    "lcx.mixers": ("position", "width", "train_length", "output_scale"),
+}
+PATTERN = "experiment.model.pattern"  # a list of layers, each a dict of the keys below
+LAYER_KEYS = {"position": "lcx.positions", "mixer": "lcx.mixers"}
+
+
+def is_component(path: str) -> bool:
+    return path in COMPONENTS or path == PATTERN
+
+
+def base_config() -> ConfigDict:
+    """The default config: a small byte-level RoPE transformer on the standard library's source.
+
+    `experiment` decides the result and is hashed into the run id; `runtime` says where and how it
+    is computed and is not. Keys are locked: an unknown one raises.
+    """
+    config = ConfigDict()
+    config.experiment = ConfigDict()
+    config.experiment.seed = 0  # the only source of randomness: init, data order, position draws
+    config.experiment.model = _model()
+    config.experiment.data = _data()
+    config.experiment.train = _train()
+    config.experiment.eval = _eval()
+    config.runtime = _runtime()
+    return config.lock()
+
+
+def _component(name: str):
+    """A slot for a component; assigned whole, so that no option of the old one stays behind."""
+    slot = placeholder(object)  # typed `object`, ConfigDict leaves what it holds as it is
+    slot.set(name)
+    return slot
+
+
+def _model() -> ConfigDict:
+    c = ConfigDict()
+    c.vocab_size = placeholder(int)  # None: what the tokenizer has
+    c.width = 128  # of the residual stream
+    c.depth = 4  # layers in all; a multiple of the pattern's length
+    c.position = _component("rope")  # a component, or a list of them (a stack)
+    c.mixer = _component("attention")
+    c.pattern = placeholder(list)  # one period of layers, e.g. [dict(mixer="rglru"), dict()]
+    c.mlp = "gated"  # gated (SwiGLU), plain (GELU) or none
+    c.mlp_width = placeholder(int)  # None: 8/3 of the width gated, 4 times the width plain
+    c.tie_embeddings = True  # the output head is the embedding table
+    c.remat = "none"  # what the backward pass recomputes: none, dots or full
+    c.dtype = "float32"  # of compute; parameters, norms, softmax and scans stay float32
+    return c
+
+
+def _data() -> ConfigDict:
+    c = ConfigDict()
+    c.corpus = _component("stdlib")
+    c.tokenizer = _component("bytes")
+    c.train_length = 128  # tokens per training row
+    c.batch_size = 16  # rows per step, over all devices
+    c.packing = "windows"  # windows (contiguous) or first_fit (whole documents with segments)
+    return c
+
+
+def _train() -> ConfigDict:
+    c = ConfigDict()
+    c.steps = 300
+    c.optimizer = _component("adamw")
+    c.schedule = _component("warmup_cosine")
+    c.clip = 1.0  # global gradient norm; 0 turns clipping off
+    c.accumulate = 1  # micro-batches per step
+    c.learning_rate_tuned = False  # whether the rate was tuned for this arm; written into each row
+    return c
+
+
+def _eval() -> ConfigDict:
+    c = ConfigDict()
+    c.max_factor = 8.0  # the ladder goes up to max_factor x train_length, in doublings
+    c.lengths = placeholder(tuple)  # or name the contexts yourself, in tokens
+    c.documents = 64  # test documents at most
+    c.batch_size = 8  # rows scored at once
+    return c
+
+
+def _runtime() -> ConfigDict:
+    c = ConfigDict()
+    c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # devices per axis; -1: the rest
+    c.out = "runs"  # runs/<name>/<run id>/
+    c.name = ""  # of the study; empty: the config file's name
+    c.label = ""  # what tells this arm apart in a report, beside scheme, mixer and seed
+    c.log_every = 10  # steps
+    c.checkpoint_every = 100  # steps
+    c.backend = "auto"  # of softmax attention: auto, reference, chunked or cudnn
+    return c

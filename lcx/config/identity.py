@@ -1,0 +1,62 @@
+"""What a run is: its resolved config, the hash of the experiment part, and the code's version."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import FieldReference
+
+from lcx.errors import ConfigError
+
+
+def resolve(config: Any) -> Any:
+    """A config as nested dicts, lists and scalars, as JSON would give it back."""
+    if isinstance(config, FieldReference):
+        return resolve(config.get())
+    if isinstance(config, (ConfigDict, Mapping)):
+        return {str(key): resolve(config[key]) for key in config}
+    if isinstance(config, (list, tuple)):
+        return [resolve(v) for v in config]
+    if config is None or isinstance(config, (bool, int, float, str)):
+        return config
+    raise ConfigError(f"a config holds numbers, strings, lists and dicts, not {config!r}; "
+                      "name things by strings")
+
+
+def canonical_json(config: Any) -> str:
+    """One spelling per config: sorted keys, no spaces, no NaN."""
+    return json.dumps(resolve(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def run_id(config: ConfigDict) -> str:
+    """Ten hex digits that name an experiment; runtime (paths, mesh, logging) does not count."""
+    return hashlib.sha256(canonical_json(config.experiment).encode()).hexdigest()[:10]
+
+
+@functools.cache
+def code_version() -> tuple[str, bool]:
+    """(version, dirty): `git describe` of the checkout lcx runs from, else the package version."""
+    root = Path(__file__).resolve().parents[2]
+    if (root / ".git").exists():
+        try:
+            described = _git(root, "describe", "--always", "--tags", "--abbrev=12")
+            return described, bool(_git(root, "status", "--porcelain", "--", "lcx"))
+        except (OSError, subprocess.SubprocessError):
+            pass  # no git on this machine: fall back on the package
+    try:
+        return importlib.metadata.version("lcx"), False
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown", False
+
+
+def _git(root: Path, *arguments: str) -> str:
+    return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True,
+                          check=True, timeout=10).stdout.strip()
