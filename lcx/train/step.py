@@ -1,0 +1,92 @@
+"""One optimizer step: the weighted mean loss of the global batch, its gradient, the update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lcx import lanes
+from lcx.sharding import shard
+from lcx.train.state import Constants, TrainState
+
+AXES = {"inputs": "batch length", "targets": "batch length", "weights": "batch length",
+        "segment": "batch length", "ids": "batch length axes"}
+
+
+def sequence_of(batch: Mapping[str, jax.Array]) -> lanes.Sequence:
+    """The Sequence of a batch; what all rows share has a leading dimension of 1."""
+    return lanes.sequence(1, batch["inputs"].shape[1], segment=batch.get("segment"),
+                          ids=batch.get("ids"))
+
+
+def make_step(
+    model: Any,
+    transform: optax.GradientTransformation,
+    schedule: Callable[[jax.Array, jax.Array], jax.Array],
+    *,
+    clip: float = 1.0,
+    accumulate: int = 1,
+) -> Callable[[TrainState, Constants, Mapping[str, jax.Array]], tuple[TrainState, dict]]:
+    """The function (state, constants, batch) -> (state, metrics), to be jitted with state donated.
+
+    The loss is sum(nll x weights) / sum(weights) over the whole batch, so that accumulation over
+    `accumulate` micro-batches is exact when their weights differ. Gradients are clipped to the
+    global norm `clip` (0: not at all). Metrics are float32 scalars.
+    """
+
+    def loss(params, constants: Constants, batch, key, total) -> jax.Array:
+        nll, _ = model.apply(
+            {"params": params, **constants.variables}, batch["inputs"], batch["targets"],
+            sequence_of(batch), method="score", rngs={"position": key},
+        )
+        return jnp.sum(nll * batch["weights"].astype(nll.dtype)) / total
+
+    def gradient(params, constants, batch, key, total):
+        if accumulate == 1:
+            return jax.value_and_grad(loss)(params, constants, batch, key, total)
+
+        def micro(carry, turn):
+            number, part = turn
+            part = {name: shard(x, AXES[name]) for name, x in part.items()}
+            key_ = jax.random.fold_in(key, number)
+            new = jax.value_and_grad(loss)(params, constants, part, key_, total)
+            return jax.tree.map(jnp.add, carry, new), None
+
+        parts = {name: _cut(x, accumulate) for name, x in batch.items()}
+        shape = jax.eval_shape(loss, params, constants, {n: x[0] for n, x in parts.items()},
+                               key, total)
+        zero = (jnp.zeros((), shape.dtype), jax.tree.map(jnp.zeros_like, params))
+        return jax.lax.scan(micro, zero, (jnp.arange(accumulate), parts))[0]
+
+    def step(state: TrainState, constants: Constants, batch):
+        batch = {name: shard(x, AXES[name]) for name, x in batch.items()}
+        key = jax.random.fold_in(constants.key, state.step)
+        total = jnp.maximum(jnp.sum(batch["weights"]), 1e-9)  # a batch of padding has loss 0
+        value, grads = gradient(state.params, constants, batch, key, total)
+        norm = optax.global_norm(grads)
+        if clip:
+            factor = jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12))
+            grads = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+        rate = constants.learning_rate * schedule(state.step, constants.steps)
+        updates, opt_state = transform.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: p - (rate * u).astype(p.dtype), state.params, updates)
+        metrics = {
+            "loss": value,
+            "grad_norm": norm,
+            "param_norm": optax.global_norm(params),  # of the new parameters: they are saved
+            "learning_rate": rate,
+            "tokens": jnp.sum(batch["weights"] > 0),
+        }
+        metrics = {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return step
+
+
+def _cut(x: jax.Array, parts: int) -> jax.Array:
+    """[B, ...] -> [parts, B/parts, ...], every part taking rows from each device's own."""
+    return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
