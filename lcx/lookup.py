@@ -20,12 +20,17 @@ def class_name(name: str) -> str:
     return "".join(part[:1].upper() + part[1:] for part in name.split("_"))
 
 
+def file_name(cls: type) -> str:
+    """The name that a config uses for a component's class: the file that defines it."""
+    return cls.__module__.rsplit(".", 1)[-1]
+
+
 @functools.cache
 def names(package: str) -> tuple[str, ...]:
     """The components of a package: modules that define the class which their file name promises."""
     found = importlib.import_module(package)
     modules = [m.name for m in pkgutil.iter_modules(found.__path__) if not m.ispkg]
-    return tuple(sorted(n for n in modules if hasattr(_module(package, n), class_name(n))))
+    return tuple(sorted(n for n in modules if hasattr(module(package, n), class_name(n))))
 
 
 def find(package: str, name: str) -> type:
@@ -33,7 +38,7 @@ def find(package: str, name: str) -> type:
     if not isinstance(name, str) or name not in names(package):
         kind = package.rsplit(".", 1)[-1].rstrip("s")
         raise ConfigError(f"unknown {kind} '{name}'" + did_you_mean(str(name), names(package)))
-    return getattr(_module(package, name), class_name(name))
+    return getattr(module(package, name), class_name(name))
 
 
 def build(package: str, spec: Mapping[str, Any] | str, **injected: Any) -> Any:
@@ -78,5 +83,6 @@ def _default(field: dataclasses.Field) -> Any:
     return field.default
 
 
-def _module(package: str, name: str):
+def module(package: str, name: str):
+    """The module of a component."""
     return importlib.import_module(f"{package}.{name}")

@@ -1,1 +1,63 @@
+"""From a config to a model: the pattern of layers, checked in full before anything compiles."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lcx import lookup, mixers, positions
+from lcx.errors import ConfigError, did_you_mean
+from lcx.model.layer import MLPS
+from lcx.model.lm import _POLICIES, LanguageModel
+
+__all__ = ["LanguageModel", "build_model"]
+
+
+def build_model(config: Mapping[str, Any], train_length: int) -> LanguageModel:
+    """The model of `config.experiment.model`. Raises ConfigError, Refusal or Unimplemented.
+
+    `pattern` is one period of layers; each entry may set its own position, mixer or mlp, and
+    takes the rest from the model's.
+    """
+    options = {key: config[key] for key in config}
+    default = {key: _plain(options.pop(key)) for key in ("position", "mixer", "mlp")}
+    pattern = _plain(options.pop("pattern", None)) or ({},)
+    layers = []
+    for entry in pattern:
+        for key in entry:
+            if key not in default:
+                raise ConfigError(f"a layer of the pattern has no '{key}'"
+                                  + did_you_mean(key, default))
+        layers.append({**default, **entry})
+    if options["depth"] % len(layers):
+        raise ConfigError(f"depth={options['depth']} is not a multiple of the pattern's "
+                          f"{len(layers)} layers")
+    if options.get("remat", "none") not in _POLICIES:
+        raise ConfigError(f"unknown remat '{options['remat']}'"
+                          + did_you_mean(options["remat"], _POLICIES))
+    lookup.check_options(LanguageModel, "model", options, ("layers", "train_length"))
+    model = LanguageModel(layers=tuple(layers), train_length=train_length, **options)
+    check(model)
+    return model
+
+
+def check(model: LanguageModel) -> list[str]:
+    """Bind every layer's scheme and mixer by their shapes alone; returns the recorded notes."""
+    notes = []
+    for number, layer in enumerate(model.layers):
+        mixer = model._mixer(number)
+        if layer["mlp"] is not None:
+            lookup.build(MLPS, layer["mlp"], width=model.width, parent=None)
+        lanes, _ = mixer.structure()
+        positions.make_embed(layer["position"], model.width)
+        notes += mixers.bind(type(mixer), lanes)
+    return notes
+
+
+def _plain(value: Any) -> Any:
+    """Plain dicts, tuples and scalars out of a ConfigDict's nodes."""
+    if isinstance(value, Mapping) or hasattr(value, "to_dict"):
+        return {key: _plain(value[key]) for key in value}
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(item) for item in value)
+    return value

@@ -1,0 +1,68 @@
+"""The parametrised pieces that schemes, mixers and models share: projection and norm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lcx.types import wide
+
+Initializer = Callable
+
+
+class Dense(nn.Module):
+    """Linear map of the trailing axes: [..., *inputs] -> [..., *features], in the dtype of x.
+
+    features and axes: sizes and logical names of the output axes; in_axes: names of the
+    contracted ones. The kernel starts normal with variance scale^2 / fan_in unless `init` is given.
+    """
+
+    features: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    in_axes: tuple[str, ...] = ("width",)
+    use_bias: bool = False
+    scale: float = 1.0
+    init: Initializer | None = None
+    bias_init: Initializer = nn.initializers.zeros_init()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inputs = x.shape[-len(self.in_axes):]
+        rows = x.shape[: -len(self.in_axes)]
+        fan_in, fan_out = math.prod(inputs), math.prod(self.features)
+        init = self.init or nn.initializers.normal(self.scale / math.sqrt(fan_in))
+        kernel = self.param("kernel", nn.with_logical_partitioning(
+            init, (*self.in_axes, *self.axes)), (*inputs, *self.features))
+        # One flat matrix product: on CPU several times quicker than the same einsum.
+        y = x.reshape(-1, fan_in) @ kernel.astype(x.dtype).reshape(fan_in, fan_out)
+        y = y.reshape(*rows, *self.features)
+        if self.use_bias:
+            bias = self.param("bias", nn.with_logical_partitioning(self.bias_init, self.axes),
+                              self.features)
+            y = y + bias.astype(x.dtype)
+        return y
+
+
+class RmsNorm(nn.Module):
+    """Root-mean-square norm of the last axis (arXiv:1910.07467), statistics wide.
+
+    axis: logical name of the normalised axis; affine: learned gain, starting at 1.
+    """
+
+    axis: str = "width"
+    eps: float = 1e-6
+    affine: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = wide(x)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        if self.affine:
+            gain = self.param("scale", nn.with_logical_partitioning(
+                nn.initializers.ones_init(), (self.axis,)), (x.shape[-1],))
+            y = y * gain
+        return y.astype(x.dtype)

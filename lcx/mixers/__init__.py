@@ -1,0 +1,149 @@
+"""Sequence mixers: one file each, found by its name.
+
+A mixer subclasses `Mixer`: it names the lane types that its algebra has a meaning for (`supports`),
+builds its scheme, and consumes the lanes. One path serves training, prefill and decoding:
+`mixer(x, seq, state) -> (y, state)`, with state None in training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lcx import lookup, positions
+from lcx.errors import Refusal, Unimplemented
+from lcx.lanes import Lanes, Sequence, Site, sequence
+
+PACKAGE = "lcx.mixers"
+log = logging.getLogger("lcx.mixers")
+
+QUADRATIC, CHUNKED, STEP = "quadratic", "chunked", "step"
+
+
+@dataclasses.dataclass(frozen=True)
+class Support:
+    """What a mixer does with one lane type.
+
+    forms: the forms that honour it; missing: why each other form does not ("R2 ..." where the
+    algebra refuses that form, else what is yet to be written); code and reason: of a refusal
+    (no forms) or of a note (R4 no-op, R6 absorbed). No forms and no code: unimplemented.
+    """
+
+    forms: tuple[str, ...] = ()
+    missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    code: str | None = None
+    reason: str = ""
+
+    @property
+    def status(self) -> str:
+        """native, partial, refused or unimplemented."""
+        if not self.forms:
+            return "refused" if self.code else "unimplemented"
+        return "partial" if self.missing else "native"
+
+
+def refuses(code: str, reason: str) -> Support:
+    """The algebra gives this lane no meaning."""
+    return Support(code=code, reason=reason)
+
+
+class Mixer(nn.Module):
+    """A sequence mixer [B,T,D] -> [B,T,D]. Fields of a subclass are its options in a config.
+
+    position: spec of the scheme; width: D; train_length: L; output_scale: factor on the initial
+    output projection (depth-scaled init); form: "auto", or one of `forms` to force it.
+    """
+
+    position: Any
+    width: int
+    train_length: int
+    output_scale: float = 1.0
+    form: str = "auto"
+
+    family: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    forms: ClassVar[tuple[str, ...]] = (QUADRATIC, CHUNKED, STEP)
+    supports: ClassVar[Mapping[type, Support]] = {}
+
+    def site(self) -> Site:
+        """What this mixer tells its scheme."""
+        raise NotImplementedError
+
+    def __call__(self, x: jax.Array, seq: Sequence, state: Any = None,
+                 shared: Lanes | None = None) -> tuple[jax.Array, Any]:
+        """Mix tokens x [B,T,D]; `state` continues a stream; `shared` lanes replace the scheme's."""
+        raise NotImplementedError
+
+    def init_state(self, batch: int, max_length: int, dtype=jnp.float32) -> Any:
+        """Fixed buffers for a stream of up to `max_length` tokens. For an unbound module."""
+        raise NotImplementedError
+
+    def state_size(self, length: int) -> int:
+        """Numbers that a stream must remember after `length` tokens (floating leaves)."""
+        leaves = jax.tree.leaves(jax.eval_shape(lambda: self.init_state(1, length)))
+        return sum(leaf.size for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating))
+
+    def see(self, x: jax.Array, seq: Sequence, carry: Any = None,
+            shared: Lanes | None = None) -> tuple[Lanes, Any]:
+        """The lanes of this layer, checked against `supports`, and the scheme's next carry."""
+        if shared is None:
+            scheme = positions.make(self.position, self.site(), name="position")
+            carry = scheme.init_carry(x.shape[0]) if carry is None else carry
+            shared, carry = scheme.lanes(x, seq, carry)
+        bind(type(self), shared)
+        return shared, carry
+
+    def structure(self, batch: int = 1) -> tuple[Lanes, Any]:
+        """Shapes of the lanes for one token, and a fresh carry. For an unbound module."""
+        scheme = positions.make(self.position, self.site(), parent=None)
+        carry = scheme.init_carry(batch)
+        return lane_shapes(scheme, self.width, batch), carry
+
+
+def lane_shapes(scheme: positions.Position, width: int, batch: int = 1, length: int = 1) -> Lanes:
+    """Shapes and types of a scheme's lanes, without running it."""
+    carry = scheme.init_carry(batch)
+
+    def run(key, x):
+        out, _ = scheme.init_with_output(key, x, sequence(1, length), carry, method="lanes")
+        return out[0]
+
+    return jax.eval_shape(run, jax.random.key(0), jnp.zeros((batch, length, width)))
+
+
+def bind(mixer: type[Mixer], lanes: Lanes) -> list[str]:
+    """Check that a mixer honours every lane; returns the recorded notes.
+
+    Raises Refusal or Unimplemented, while the program is still being traced.
+    """
+    name, notes = lookup.file_name(mixer), []
+    for value in lanes.values():
+        support, lane = support_of(mixer, type(value)), type(value).__name__
+        if support.status == "refused":
+            raise Refusal(lane, name, support.code, support.reason)
+        if support.status == "unimplemented":
+            raise Unimplemented(lane, name, support.reason or "no code consumes it")
+        if support.code:
+            notes.append(f"{lane} on {name}: {support.code} {support.reason}")
+    for note in notes:
+        log.info(note)
+    return notes
+
+
+def support_of(mixer: type[Mixer], lane: type) -> Support:
+    """The entry for a lane type, or for the nearest type that it specialises."""
+    for cls in lane.__mro__:
+        if cls in mixer.supports:
+            return mixer.supports[cls]
+    return Support(reason="the mixer's table has no entry for this lane type")
+
+
+def make(spec: Any, **injected) -> Mixer:
+    """The mixer of a config: a name or dict(name=..., ...)."""
+    return lookup.build(PACKAGE, spec, **injected)

@@ -1,0 +1,63 @@
+"""One layer and one period of layers: pre-norm residual blocks around a mixer and an MLP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from lcx import lookup, mixers
+from lcx.layers import RmsNorm
+from lcx.sharding import shard
+
+MLPS = "lcx.model.mlps"
+
+
+class Layer(nn.Module):
+    """x + mixer(norm(x)), then x + mlp(norm(x)); [B,T,D] -> [B,T,D] and the mixer's next state.
+
+    mixer, position, mlp: component specs; mlp None leaves the second half out.
+    """
+
+    mixer: Any
+    position: Any
+    mlp: Any
+    width: int
+    train_length: int
+    output_scale: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, seq, state: Any, shared: Any) -> tuple[jax.Array, Any]:
+        mixer = mixers.make(self.mixer, position=self.position, width=self.width,
+                            train_length=self.train_length, output_scale=self.output_scale,
+                            name="mixer")
+        y, state = mixer(RmsNorm(name="mixer_norm")(x), seq, state, shared)
+        x = shard(x + y, "batch length _")
+        if self.mlp is not None:
+            mlp = lookup.build(MLPS, self.mlp, width=self.width, output_scale=self.output_scale,
+                               name="mlp")
+            x = shard(x + mlp(RmsNorm(name="mlp_norm")(x)), "batch length _")
+        return x, state
+
+
+class Period(nn.Module):
+    """The layers of one period of the pattern; the body of the scan over depth."""
+
+    layers: tuple[Any, ...]  # of dict(mixer=, position=, mlp=)
+    common: Any  # width, train_length and output_scale of every layer
+    policy: Any = None  # a checkpoint policy, "full" to keep nothing, None to keep everything
+
+    @nn.compact
+    def __call__(self, x: jax.Array, states: Any, seqs: tuple, shared: tuple):
+        cls = Layer
+        if self.policy is not None:
+            policy = None if self.policy == "full" else self.policy
+            cls = nn.remat(Layer, policy=policy, prevent_cse=False)
+        after = []
+        for number, options in enumerate(self.layers):
+            layer = cls(**options, **self.common, name=f"layer_{number}")
+            x, state = layer(x, seqs[number], None if states is None else states[number],
+                             shared[number])
+            after.append(state)
+        return x, tuple(after)

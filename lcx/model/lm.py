@@ -1,0 +1,153 @@
+"""The language model: embed, scan a pattern of layers over depth, norm, head."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from lcx import mixers, positions
+from lcx.errors import ConfigError
+from lcx.lanes import Sequence
+from lcx.layers import RmsNorm
+from lcx.model.layer import Period
+from lcx.ops.loss import cross_entropy
+from lcx.sharding import shard
+from lcx.types import wide
+
+_POLICIES = {
+    "none": None,
+    "full": "full",
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@struct.dataclass
+class ModelState:
+    """What a stream remembers: one state per layer of the period, stacked over depth."""
+
+    layers: tuple
+    shared: tuple
+
+
+class LanguageModel(nn.Module):
+    """A pre-norm decoder over tokens [B,T]; see `lcx.model.build_model` for the config.
+
+    layers: one period of the pattern, scanned depth/len(layers) times. share_position: all layers
+    of a place in the pattern read one scheme's parameters (T5), computed once outside the scan.
+    """
+
+    vocab_size: int
+    width: int
+    depth: int
+    layers: tuple[Any, ...]
+    train_length: int
+    tie_embeddings: bool = True
+    share_position: bool = False
+    remat: str = "none"
+    dtype: str = "float32"
+
+    @property
+    def output_scale(self) -> float:
+        """Each of the 2 x depth residual branches starts this much smaller (GPT-2)."""
+        return 1.0 / math.sqrt(2.0 * self.depth)
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, seq: Sequence, state: ModelState | None = None):
+        """Logits [B,T,V], wide, and the next state."""
+        x, state, head = self._hidden(inputs, seq, state)
+        logits = jnp.einsum("btd,vd->btv", x, head.astype(x.dtype),
+                            preferred_element_type=wide(x[:0]).dtype)
+        return shard(logits, "batch length vocab"), state
+
+    @nn.compact
+    def score(self, inputs: jax.Array, targets: jax.Array, seq: Sequence,
+              state: ModelState | None = None):
+        """Negative log-likelihood of each target in nats [B,T], wide, and the next state."""
+        x, state, head = self._hidden(inputs, seq, state)
+        return cross_entropy(x, head, targets), state
+
+    def init_state(self, batch: int, max_length: int) -> ModelState:
+        """Buffers for streams of up to `max_length` tokens. For an unbound model."""
+        dtype = jnp.dtype(self.dtype)
+        one = tuple(self._mixer(number).init_state(batch, max_length, dtype)
+                    for number in range(len(self.layers)))
+        periods = self.depth // len(self.layers)
+        stack = lambda a: jnp.broadcast_to(a, (periods, *a.shape))
+        shared = tuple(self._scheme(n).init_carry(batch) if self.share_position else ()
+                       for n in range(len(self.layers)))
+        return ModelState(jax.tree.map(stack, one), shared)
+
+    def _hidden(self, inputs, seq, state):
+        init = nn.initializers.normal(1.0 / math.sqrt(self.width))
+        shape, names = (self.vocab_size, self.width), ("vocab", "width")
+        table = self.param("embedding", nn.with_logical_partitioning(init, names), shape)
+        head = table if self.tie_embeddings else self.param(
+            "head", nn.with_logical_partitioning(init, names), shape)
+        table = shard(table, "vocab width")  # before the gather, which would replicate it
+        x = table.at[inputs].get(mode="fill", fill_value=jnp.nan)  # no token is ever clamped
+        x = (x * math.sqrt(self.width)).astype(jnp.dtype(self.dtype))
+        seqs = self._remapped(seq)
+        embedded = {}
+        for layer, moved in zip(self.layers, seqs):
+            embedded.setdefault(positions.label(layer["position"]), (layer["position"], moved))
+        for spec, moved in embedded.values():
+            for embed in positions.make_embed(spec, self.width):
+                x = embed(x, moved)
+        x = shard(x, "batch length _")
+        shared, carries = self._shared(x, seqs, state)
+        x, layers = self._stack(x, None if state is None else state.layers, seqs, shared)
+        state = None if state is None else ModelState(layers, carries)
+        return RmsNorm(name="final_norm")(x), state, head
+
+    def _stack(self, x, states, seqs, shared):
+        periods = self.depth // len(self.layers)
+        scan = nn.scan(
+            Period, variable_axes={"params": 0, "intermediates": 0}, variable_broadcast="numbers",
+            split_rngs={"params": True}, in_axes=(0, nn.broadcast, nn.broadcast),
+            length=periods, metadata_params={nn.PARTITION_NAME: "depth"})
+        common = dict(width=self.width, train_length=self.train_length,
+                      output_scale=self.output_scale)
+        body = scan(self.layers, common, _POLICIES[self.remat], name="layers")
+        return body(x, states, seqs, shared)
+
+    def _remapped(self, seq: Sequence) -> tuple[Sequence, ...]:
+        """The sequence of each place in the pattern; each distinct scheme draws its ids once."""
+        key = self.make_rng("position") if self.has_rng("position") else None
+        done: dict[str, Sequence] = {}
+        for number, layer in enumerate(self.layers):
+            name = repr(layer["position"])
+            if name not in done:
+                done[name] = self._scheme(number).remap(seq, key)
+        return tuple(done[repr(layer["position"])] for layer in self.layers)
+
+    def _shared(self, x, seqs, state):
+        nothing = (None,) * len(self.layers)
+        if not self.share_position:
+            return nothing, () if state is None else state.shared
+        lanes, carries = [], []
+        for number, layer in enumerate(self.layers):
+            site = self._mixer(number).site()
+            scheme = positions.make(layer["position"], site, name=f"position_{number}")
+            if scheme.content:
+                raise ConfigError(f"share_position: '{positions.label(layer['position'])}' reads "
+                                  "each layer's own input; set share_position=False")
+            before = scheme.init_carry(x.shape[0]) if state is None else state.shared[number]
+            one, carry = scheme.lanes(x, seqs[number], before)
+            lanes.append(one)
+            carries.append(carry)
+        return tuple(lanes), tuple(carries)
+
+    def _mixer(self, number: int) -> mixers.Mixer:
+        layer = self.layers[number]
+        return mixers.make(layer["mixer"], position=layer["position"], width=self.width,
+                           train_length=self.train_length, output_scale=self.output_scale,
+                           parent=None)
+
+    def _scheme(self, number: int) -> positions.Position:
+        return positions.make(self.layers[number]["position"], self._mixer(number).site(),
+                              parent=None)

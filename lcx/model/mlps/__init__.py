@@ -1,0 +1,1 @@
+"""Channel mixers (feed-forward layers), one file each, found by its name."""

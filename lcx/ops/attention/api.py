@@ -1,0 +1,65 @@
+"""One softmax attention for every lane; the backend is chosen at trace time, and logged."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import logging
+
+import jax
+
+from lcx.errors import ConfigError, did_you_mean
+from lcx.ops import pairs
+from lcx.ops.attention import chunked, cudnn, reference
+
+log = logging.getLogger("lcx.ops.attention")
+
+BACKENDS = {"cudnn": cudnn.attend, "chunked": chunked.attend, "reference": reference.attend}
+# Where all logits of a layer are at most this many numbers, one square is quicker than chunks.
+_SMALL = 2**23
+
+_chosen = contextvars.ContextVar("attention_backend", default="auto")
+
+
+@contextlib.contextmanager
+def backend(name: str):
+    """Attention inside this context uses the named backend, or "auto". Raises ConfigError."""
+    if name not in (*BACKENDS, "auto"):
+        raise ConfigError(f"unknown attention backend '{name}'"
+                          + did_you_mean(name, (*BACKENDS, "auto")))
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def attend(queries: pairs.Queries, keys: pairs.Keys, lanes, *, rotary_dim: int, scale: float,
+           causal: bool = True, window: int | None = None) -> jax.Array:
+    """Softmax attention under a scheme's lanes: queries [B,T,H,K], keys [B,S,N,K] -> [B,T,H,V].
+
+    Result in the dtype of the values. "auto" tries cuDNN, then a small square, then chunks; a
+    backend that was asked for by name and cannot serve raises ConfigError with its reason.
+    """
+    options = dict(rotary_dim=rotary_dim, scale=scale, causal=causal, window=window)
+    name = _chosen.get()
+    if name != "auto":
+        try:
+            out = BACKENDS[name](queries, keys, lanes, **options)
+        except NotImplementedError as reason:
+            raise ConfigError(f"attention backend '{name}' cannot serve this layer: {reason}; "
+                              "use backend=auto") from reason
+        return out.astype(keys.value.dtype)
+    batch, length, heads, _ = queries.query.shape
+    small = batch * heads * length * keys.key.shape[1] <= _SMALL
+    refused = []
+    for name in ("cudnn", "reference" if small else "chunked"):
+        try:
+            out = BACKENDS[name](queries, keys, lanes, **options)
+        except NotImplementedError as reason:
+            refused.append(f"{name}: {reason}")
+            continue
+        log.info("attention [%d,%d,%d] over %d keys: %s (%s)", batch, length, heads,
+                 keys.key.shape[1], name, "; ".join(refused) or "first choice")
+        return out.astype(keys.value.dtype)
+    raise AssertionError("the chunked backend serves every lane")

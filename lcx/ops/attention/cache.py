@@ -1,0 +1,67 @@
+"""A cache of raw keys: fixed buffers, written in arrival order, read by order and never by slot."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from lcx import lanes as L
+from lcx.ops.pairs import Keys
+
+
+@struct.dataclass
+class KeyCache:
+    """keys: buffers of S slots (order -1 where empty); used: slots written; total: the integral.
+
+    With a window the buffers slide: the newest token sits in the last slot.
+    """
+
+    keys: Keys
+    used: jax.Array
+    total: L.Integral | None
+    window: int | None = struct.field(pytree_node=False, default=None)
+
+
+def init(like: Keys, batch: int, slots: int, window: int | None = None) -> KeyCache:
+    """Empty buffers for `batch` rows with the structure of `like` ([1 or B,1,...] arrays)."""
+    slots = slots if window is None else min(window, slots)
+    like = _rows(like, batch)
+    empty = jax.tree.map(lambda a: jnp.zeros((batch, slots, *a.shape[2:]), a.dtype), like)
+    order = jnp.full_like(empty.seq.order, -1)
+    total = jax.tree.map(lambda a: jnp.zeros((batch, *a.shape[2:]), a.dtype), like.integral)
+    return KeyCache(empty.replace(seq=empty.seq.replace(order=order)), jnp.zeros((), jnp.int32),
+                    total, window)
+
+
+def append(cache: KeyCache, new: Keys) -> tuple[Keys, jax.Array, KeyCache]:
+    """Keys to attend to (old and new), the slot of the first new token, and the next cache.
+
+    Writing past the end of a full cache poisons the values with NaN: never a silent clamp.
+    """
+    batch, slots = cache.keys.key.shape[:2]
+    length = new.key.shape[1]
+    new = jax.tree.map(lambda a, old: jnp.broadcast_to(a, (*a.shape[:2], *old.shape[2:]))
+                       .astype(old.dtype), _rows(new, batch), cache.keys)
+    total = jax.tree.map(lambda a: a[:, -1], new.integral)
+    used = cache.used + length
+    if cache.window is not None:
+        keys = jax.tree.map(lambda old, a: jnp.concatenate([old, a], 1), cache.keys, new)
+        kept = jax.tree.map(lambda a: a[:, -slots:], keys)
+        return keys, jnp.int32(slots), cache.replace(keys=kept, used=used, total=total)
+    if length > slots:
+        raise ValueError(f"{length} tokens do not fit a cache of {slots}; "
+                         "give init_state a larger max_length")
+    keys = jax.tree.map(
+        lambda old, a: jax.lax.dynamic_update_slice_in_dim(old, a, cache.used, axis=1),
+        cache.keys, new)
+    keys = keys.replace(value=jnp.where(used > slots, jnp.nan, keys.value))
+    return keys, cache.used, cache.replace(keys=keys, used=used, total=total)
+
+
+def _rows(keys: Keys, batch: int) -> Keys:
+    """Every leaf with `batch` rows, a segment for each token, and no request length."""
+    seq = keys.seq
+    segment = jnp.ones_like(seq.order) if seq.segment is None else seq.segment
+    keys = keys.replace(seq=seq.replace(segment=segment, length=None))
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (batch, *a.shape[1:])), keys)

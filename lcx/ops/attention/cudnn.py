@@ -1,0 +1,42 @@
+"""Softmax attention through cuDNN's fused kernel: lanes that are maps of queries and keys only."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from lcx import lanes as L
+from lcx.ops import pairs
+from lcx.types import wide
+
+
+def attend(queries: pairs.Queries, keys: pairs.Keys, lanes, *, rotary_dim: int, scale: float,
+           causal: bool, window: int | None) -> jax.Array:
+    """As `reference.attend` in bfloat16 or float16. NotImplementedError says what it cannot do."""
+    query, key, value = queries.query, keys.key, keys.value
+    if jax.default_backend() != "gpu":
+        raise NotImplementedError("cuDNN needs an NVIDIA GPU")
+    if query.dtype not in (jnp.bfloat16, jnp.float16):
+        raise NotImplementedError(f"cuDNN needs bfloat16 or float16, not {query.dtype}")
+    if query.shape[1] != key.shape[1]:
+        raise NotImplementedError("cuDNN takes whole sequences, not a cache")
+    if lanes.bias:
+        raise NotImplementedError("cuDNN would hold a bias as a [T,S] array")
+    if queries.seq.segment is not None:
+        raise NotImplementedError("cuDNN would hold a packing mask as a [T,S] array")
+    if query.shape[-1] % 8 or query.shape[-1] > 256 or value.shape[-1] != query.shape[-1]:
+        raise NotImplementedError("cuDNN needs one head_dim, a multiple of 8 up to 256")
+    if window is not None and not causal:
+        raise NotImplementedError("cuDNN windows are causal here")
+    match lanes.transport:
+        case None:
+            pass
+        case L.Rotation():
+            query, key = pairs.rotated(queries, keys, lanes.transport, rotary_dim)
+        case other:
+            raise NotImplementedError(f"cuDNN has no {type(other).__name__} transport")
+    if lanes.temperature is not None:
+        query = (wide(query) * wide(lanes.temperature.factor)[..., None]).astype(query.dtype)
+    return jax.nn.dot_product_attention(
+        query, key, value, scale=scale, is_causal=causal, implementation="cudnn",
+        local_window_size=None if window is None else (window - 1, 0))

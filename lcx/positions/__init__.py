@@ -1,0 +1,108 @@
+"""Positional schemes: one small file each, found by its name.
+
+A scheme subclasses `Position` and overrides what it has: `remap` (new ids), `lanes` (transport,
+bias, temperature), a class `Embed` beside it (the input lane). It never sees a mixer; a mixer never
+sees its name. docs/adding_a_scheme.md walks through one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from lcx import lookup
+from lcx.errors import ConfigError
+from lcx.lanes import Lanes, Sequence, Site
+from lcx.types import wide
+
+PACKAGE = "lcx.positions"
+
+
+class Position(nn.Module):
+    """A positional scheme at one site. Fields of a subclass are its options in a config."""
+
+    site: Site
+
+    structure: ClassVar[str] = "ID"  # structural class: ID GRP PATH SEP EVC TOEP ROW PAIR PW ...
+    paper: ClassVar[str] = ""
+    relative: ClassVar[bool] = True  # unchanged when all ids shift (tested; exceptions declared)
+    content: ClassVar[bool] = False  # lanes read x: such a scheme cannot be shared by layers
+
+    def remap(self, seq: Sequence, key=None) -> Sequence:
+        """A sequence with new ids. Pure; `key` is a PRNG key in training, None in evaluation."""
+        return seq
+
+    def init_carry(self, batch: int) -> Any:
+        """What the lanes remember between the calls of a stream (a last id, a conv tail)."""
+        return ()
+
+    def lanes(self, x, seq: Sequence, carry: Any) -> tuple[Lanes, Any]:
+        """Lane values for the layer input x [B,T,D], and the next carry.
+
+        The ONE compact method of a scheme, so that parameters never collide.
+        """
+        return Lanes(), carry
+
+    def numbers(self) -> dict[str, np.ndarray]:
+        """Host-side float64 constants (frequencies, slopes): not trained, but traced."""
+        return {}
+
+    def number(self, name: str):
+        """The traced value of one of `numbers()`: an override at test time needs no recompile."""
+        initial = lambda: jnp.asarray(self.numbers()[name], jnp.float32)
+        return wide(self.variable("numbers", name, initial).value)
+
+
+def make(spec: Any, site: Site, **kwargs) -> Position:
+    """The scheme of a config: a name, a dict(name=..., ...), or a list of them, stacked."""
+    if isinstance(spec, (list, tuple)):
+        from lcx.positions.compose import Stack
+
+        return Stack(site=site, parts=tuple(spec), **kwargs)
+    return lookup.build(PACKAGE, spec, site=site, **kwargs)
+
+
+def parts(spec: Any) -> tuple[Mapping[str, Any], ...]:
+    """The components of a spec, each as dict(name=..., ...)."""
+    specs = spec if isinstance(spec, (list, tuple)) else (spec,)
+    return tuple({"name": s} if isinstance(s, str) else dict(s) for s in specs)
+
+
+def label(spec: Any) -> str:
+    """A short name for tables and legends: "rope", "randomized+alibi"."""
+    return "+".join(part["name"] for part in parts(spec))
+
+
+def make_embed(spec: Any, width: int) -> list[nn.Module]:
+    """The input lanes of a spec: the `Embed` of every component that has one."""
+    found = []
+    for part in parts(spec):
+        cls = lookup.find(PACKAGE, part["name"])
+        embed = getattr(lookup.module(PACKAGE, part["name"]), "Embed", None)
+        if embed is not None:
+            lookup.check_options(cls, part["name"], {k: v for k, v in part.items() if k != "name"},
+                                 ("site",))
+            options = {k: part.get(k, default) for k, default in lookup.fields(cls).items()
+                       if k in lookup.fields(embed)}
+            found.append(embed(width=width, name=f"embed_{part['name']}", **options))
+    return found
+
+
+def describe() -> list[dict[str, Any]]:
+    """One record per scheme: name, class, lanes, paper and summary (what `lcx positions` shows)."""
+    from lcx.positions.listing import record
+
+    return [record(name) for name in lookup.names(PACKAGE)]
+
+
+def single_transport(found: list) -> Any:
+    """The one transport among the parts of a stack. Raises ConfigError where there are two."""
+    if len(found) > 1:
+        names = " and ".join(type(t).__name__ for t in found)
+        raise ConfigError(f"two transports in one stack ({names}) have no agreed order; "
+                          "keep one, or write their product as a scheme of its own")
+    return found[0] if found else None

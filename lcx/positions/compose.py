@@ -1,0 +1,58 @@
+"""A stack of schemes: an id map over any scheme, a temperature over any rotation, several biases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from lcx import positions
+from lcx.lanes import Lanes, Sequence, Temperature
+
+
+class Stack(positions.Position):
+    """Several schemes at one site, in the order of the config.
+
+    Id maps apply one after another, biases add, temperatures multiply; one transport at most.
+    """
+
+    parts: tuple[Any, ...] = ()
+
+    @property
+    def content(self) -> bool:
+        return any(member.content for member in self._unbound())
+
+    @property
+    def relative(self) -> bool:
+        return all(member.relative for member in self._unbound())
+
+    def remap(self, seq: Sequence, key=None) -> Sequence:
+        for number, member in enumerate(self._unbound()):
+            seq = member.remap(seq, None if key is None else jax.random.fold_in(key, number))
+        return seq
+
+    def init_carry(self, batch: int) -> Any:
+        return tuple(member.init_carry(batch) for member in self._unbound())
+
+    @nn.compact
+    def lanes(self, x, seq: Sequence, carry: Any) -> tuple[Lanes, Any]:
+        found, after = [], []
+        for number, (spec, before) in enumerate(zip(self.parts, carry)):
+            name = f"{number}_{positions.label(spec)}"
+            member = positions.make(spec, self.site, name=name)
+            one, next_carry = member.lanes(x, seq, before)
+            found.append(one)
+            after.append(next_carry)
+        factors = [one.temperature.factor for one in found if one.temperature is not None]
+        temperature = None
+        if factors:
+            temperature = Temperature(factors[0])
+            for factor in factors[1:]:
+                temperature = Temperature(temperature.factor * factor)
+        transports = [one.transport for one in found if one.transport is not None]
+        return Lanes(positions.single_transport(transports),
+                     sum((one.bias for one in found), ()), temperature), tuple(after)
+
+    def _unbound(self) -> list[positions.Position]:
+        return [positions.make(spec, self.site, parent=None) for spec in self.parts]
