@@ -1,0 +1,1 @@
+"""One corpus per file: `files.py` holds `Files`, a config says `dict(name="files", paths=...)`."""

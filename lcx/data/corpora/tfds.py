@@ -1,0 +1,116 @@
+"""Any text dataset of the TFDS catalogue, read from ArrayRecord without TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lcx.data.documents import Document, Skip, check_policy
+from lcx.errors import DataError
+
+
+@dataclass(frozen=True)
+class Tfds:
+    """A TFDS dataset by name ("pg19", "wiki40b/en", "my_dataset:1.0.0") and text feature.
+
+    split: one TFDS split expression, or several, read one after another ("train[:1%]").
+    data_dir: where TFDS keeps its datasets (its default: ~/tensorflow_datasets).
+    name_feature: a feature that names the document; the default is its place in the split.
+    lcx draws its own splits by content; take split="train" to leave the dataset's own test alone.
+    Raises DataError, which says what to do, where dataset, network or feature is missing.
+    """
+
+    dataset: str
+    feature: str = "text"
+    split: str | Sequence[str] = "train"
+    data_dir: str | None = None
+    name_feature: str | None = None
+    on_bad: str = "raise"
+
+    def __post_init__(self):
+        check_policy(self.on_bad)
+
+    def documents(self) -> Iterator[Document | Skip]:
+        """(split/place or name feature, bytes of the text feature), in the dataset's order."""
+        builder = self._builder()
+        for split in self._splits():
+            source = self._source(builder, split)
+            for place in range(len(source)):
+                example = source[place]
+                for feature in filter(None, (self.feature, self.name_feature)):
+                    if feature not in example:
+                        raise DataError(f"TFDS dataset '{self.dataset}' has no feature '{feature}'"
+                                        f"; it has: {', '.join(sorted(example))}")
+                name = f"{split}/{place}"
+                if self.name_feature:
+                    name = _text(example[self.name_feature], self.name_feature).decode()
+                yield Document(name, _text(example[self.feature], self.feature))
+
+    def identity(self) -> dict[str, Any] | None:
+        """Full name with version, feature, and sizes of the splits: no need to read it all."""
+        info = self._builder().info
+        sizes = {k: [v.num_examples, v.num_bytes] for k, v in sorted(info.splits.items())}
+        return {"dataset": info.full_name, "splits": sizes, "take": list(self._splits()),
+                "feature": self.feature, "name_feature": self.name_feature}
+
+    def _splits(self) -> Sequence[str]:
+        return (self.split,) if isinstance(self.split, str) else tuple(self.split)
+
+    def _builder(self):
+        try:
+            import tensorflow_datasets as tfds
+        except ImportError as error:
+            raise DataError("corpus 'tfds' needs tensorflow-datasets: "
+                            "pip install tensorflow-datasets array-record") from error
+        try:
+            builder = tfds.builder(self.dataset, data_dir=self.data_dir, try_gcs=False,
+                                   **self._format(tfds))
+            if not builder.info.splits:  # not on this disk yet: download and write ArrayRecord
+                builder.download_and_prepare(file_format="array_record")
+        except ImportError as error:
+            raise DataError(
+                f"TFDS cannot prepare '{self.dataset}' here: Python module '{error.name}' is "
+                f"missing; pip install {error.name or 'it'}, or prepare the dataset where it is "
+                "installed (file_format='array_record') and pass data_dir=...") from error
+        except tfds.core.registered.DatasetNotFoundError as error:
+            raise DataError(
+                f"TFDS knows no dataset '{self.dataset}'; see tensorflow.org/datasets/catalog, or "
+                "pass data_dir= of one that you prepared") from error
+        except Exception as error:  # TFDS raises whatever its download stack raises
+            raise DataError(
+                f"TFDS could not load '{self.dataset}' ({type(error).__name__}: "
+                f"{str(error).splitlines()[0] if str(error) else 'no message'}); without a "
+                "network, prepare it elsewhere with file_format='array_record', copy the folder "
+                "and pass data_dir=..., or use corpus='stdlib' or 'files'") from error
+        return builder
+
+    def _format(self, tfds) -> dict[str, str]:
+        # A dataset already on disk says its own format; a new one must not be TFRecord.
+        try:
+            tfds.core.read_only_builder.builder_from_files(self.dataset, data_dir=self.data_dir)
+            return {}
+        except tfds.core.registered.DatasetNotFoundError:
+            return {"file_format": "array_record"}
+
+    def _source(self, builder, split: str):
+        try:
+            return builder.as_data_source(split=split)
+        except NotImplementedError as error:
+            raise DataError(
+                f"TFDS dataset '{self.dataset}' on this disk is not ArrayRecord, which reading "
+                "without TensorFlow needs; convert it (tfds convert_format "
+                "--out_file_format=array_record) or prepare it again in another data_dir"
+            ) from error
+        except (ValueError, KeyError) as error:
+            raise DataError(f"TFDS dataset '{self.dataset}' has no split '{split}'; it has: "
+                            f"{', '.join(sorted(builder.info.splits))}") from error
+
+
+def _text(value: Any, feature: str) -> bytes:
+    if isinstance(value, str):
+        return value.encode()
+    if not isinstance(value, bytes):
+        raise DataError(f"the feature '{feature}' is not text but {type(value).__name__}; "
+                        "name the text feature with feature=...")
+    return value

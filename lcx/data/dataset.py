@@ -1,0 +1,178 @@
+"""`load`: a data config becomes `Data`, from which training and evaluation read."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lcx import lookup
+from lcx.data import evaluation, store
+from lcx.data.batches import Batches, Cutter, share_of
+from lcx.data.evaluation import EvaluationDocument
+from lcx.data.packings import Packing, Plan
+from lcx.data.prepare import Prepared, prepare
+from lcx.data.survey import SPLITS
+from lcx.data.tokenizers import Tokenizer
+from lcx.data.tokens import Tokens, tokenize
+from lcx.errors import ConfigError, DataError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The keys of `config.experiment.data`; every one but train_length has a default.
+
+    corpus, tokenizer, packing: components, `dict(name="files", paths="my_text/")` or a bare name.
+    train_length: tokens per row. batch_size: rows of the *global* batch, over all processes.
+    validation, test: fractions of the documents, drawn by the hash of their content.
+    deduplicate: drop (and count) documents that repeat an earlier one byte for byte.
+    epochs: None trains without end, each epoch in its own order.
+    """
+
+    train_length: int
+    batch_size: int = 32
+    corpus: Any = "stdlib"
+    tokenizer: Any = "bytes"
+    packing: Any = "contiguous"
+    validation: float = 0.1
+    test: float = 0.05
+    deduplicate: bool = True
+    epochs: int | None = None
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any]) -> Settings:
+        """Raises ConfigError on an unknown key (with a suggestion), a missing or a wrong one."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        for key in spec:
+            if key not in known:
+                raise ConfigError(f"data has no key '{key}'" + did_you_mean(key, known))
+        if "train_length" not in spec:
+            raise ConfigError("data needs train_length=..., the tokens per training row")
+        settings = cls(**{k: _plain(v) for k, v in spec.items()})
+        for key in ("train_length", "batch_size", "epochs"):
+            value = getattr(settings, key)
+            if value is None and key == "epochs":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"data.{key} must be a positive whole number, got {value!r}")
+        return settings
+
+
+@dataclass(frozen=True)
+class Data:
+    """A corpus ready for use; made by `load`."""
+
+    settings: Settings
+    prepared: Prepared
+    tokenizer: Tokenizer
+    splits: dict[str, Tokens]
+    packing: Packing
+    plan: Plan
+    seed: int
+    process_index: int
+    process_count: int
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are 0 .. vocab_size - 1."""
+        return self.tokenizer.vocab_size
+
+    @property
+    def content_hash(self) -> str:
+        """sha256 over documents and preparation settings; goes into a run's record."""
+        return self.prepared.content_hash
+
+    @property
+    def fingerprint(self) -> str:
+        """What the integer state of an iterator counts in: other data, other fingerprint."""
+        parts = [self.content_hash, self.tokenizer.identity(), repr(self.packing), self.seed,
+                 self.settings.train_length, self.settings.batch_size, self.settings.epochs]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Global batches in one pass over the rows."""
+        return len(self.plan) / self.settings.batch_size
+
+    def train_batches(self) -> Batches:
+        """This process's share of the training batches, from the first step."""
+        length = self.settings.train_length
+        cutter = Cutter(self.splits["train"], self.plan, length, self.packing.segments)
+        return Batches(cutter, batch_size=self.settings.batch_size, seed=self.seed,
+                       fingerprint=self.fingerprint, epochs=self.settings.epochs,
+                       process_index=self.process_index, process_count=self.process_count)
+
+    def evaluation_documents(self, min_tokens: int, *, split: str = "validation",
+                             limit: int | None = None, seed: int = 0) -> list[EvaluationDocument]:
+        """Whole documents of a split with at least `min_tokens` tokens; at most `limit` of them.
+
+        Every process gets all of them. Raises DataError where none is so long.
+        """
+        return evaluation.evaluation_documents(
+            self._split(split), self.tokenizer.token_bytes(), split, min_tokens, limit, seed)
+
+    def unigram_bits_per_byte(self, split: str = "validation") -> float:
+        """The baseline of a model without context: training frequencies on held-out text."""
+        return evaluation.unigram_bits_per_byte(self.splits["train"], self._split(split))
+
+    def require_vocab(self, vocab_size: int) -> None:
+        """Raise ConfigError where a model's table is smaller than the tokenizer's vocabulary."""
+        if vocab_size < self.vocab_size:
+            raise ConfigError(f"model.vocab_size={vocab_size} is smaller than the tokenizer's "
+                              f"{self.vocab_size}; set it to {self.vocab_size} or more")
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able: folder, hash, counters, and for each split its tokens and long documents."""
+        return {
+            "folder": str(self.prepared.folder), "content_hash": self.content_hash,
+            "counters": self.prepared.counters, "vocab_size": self.vocab_size,
+            "tokenizer": self.tokenizer.identity(), "packing": repr(self.packing),
+            "train": self.plan.describe() | {"steps_per_epoch": self.steps_per_epoch},
+            "splits": {name: {"documents": len(tokens.lengths), "tokens": int(tokens.offsets[-1]),
+                              "bytes": int(tokens.num_bytes.sum()),
+                              "documents_at_least": evaluation.reach_table(tokens.lengths)}
+                       for name, tokens in self.splits.items()},
+        }
+
+    def _split(self, name: str) -> Tokens:
+        if name not in self.splits:
+            raise ConfigError(f"unknown split '{name}'" + did_you_mean(name, SPLITS))
+        if not len(self.splits[name].lengths):
+            kept = self.prepared.counters["documents"]["kept"]
+            raise DataError(f"the {name} split is empty: the corpus has {kept} document(s); add "
+                            "documents, cut one big file with separator=..., or raise data."
+                            f"{name}")
+        return self.splits[name]
+
+
+def load(spec: Mapping[str, Any], *, seed: int = 0, cache: str | os.PathLike | None = None,
+         process_index: int = 0, process_count: int = 1) -> Data:
+    """Prepare (once) and open the data of a config: see `Settings` for the keys of `spec`.
+
+    seed: the order of the training rows. cache: where prepared corpora live (default $LCX_DATA,
+    else ~/.cache/lcx). Raises ConfigError on a bad config and DataError on bad input, one line
+    that says what to do; what is on disk stays whole.
+    """
+    settings = Settings.of(spec)
+    share_of(settings.batch_size, process_index, process_count)
+    corpus = lookup.build("lcx.data.corpora", settings.corpus)
+    tokenizer = lookup.build("lcx.data.tokenizers", settings.tokenizer)
+    packing = lookup.build("lcx.data.packings", settings.packing)
+    name = settings.corpus if isinstance(settings.corpus, str) else settings.corpus["name"]
+    prepared = prepare(name, corpus, store.cache_root(cache), validation=settings.validation,
+                       test=settings.test, deduplicate=settings.deduplicate)
+    splits = tokenize(prepared, tokenizer)
+    plan = packing.plan(splits["train"].offsets, settings.train_length)
+    return Data(settings, prepared, tokenizer, splits, packing, plan, seed, process_index,
+                process_count)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as Python's own, so that a NumPy integer of a sweep is an integer here."""
+    return value.item() if isinstance(value, np.generic) else value
