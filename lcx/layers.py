@@ -1,4 +1,4 @@
-"""The parametrised pieces that schemes, mixers and models share: projection and norm."""
+"""The parametrised pieces that schemes, mixers and models share: projection, norm, short conv."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.lanes import Sequence
+from lcx.ops.conv import ConvState, short_conv
 from lcx.types import wide
 
 Initializer = Callable
@@ -66,3 +68,37 @@ class RmsNorm(nn.Module):
                 nn.initializers.ones_init(), (self.axis,)), (x.shape[-1],))
             y = y * gain
         return y.astype(x.dtype)
+
+
+class ShortConv(nn.Module):
+    """Causal depthwise convolution over `window` tokens of a document: [B,T,C] -> [B,T,C].
+
+    axis: logical name of the channels. Kernel and bias start uniform within 1/sqrt(window), as a
+    depthwise convolution does in the published code. Stream with `lcx.ops.conv.init_state(batch,
+    window, C, dtype)` in the mixer's own `init_state`.
+    """
+
+    window: int = 4
+    axis: str = "channels"
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, seq: Sequence,
+                 state: ConvState | None = None) -> tuple[jax.Array, ConvState | None]:
+        channels, bound = x.shape[-1], 1 / math.sqrt(self.window)
+
+        def init(key, shape, dtype=jnp.float32):
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        kernel = self.param("kernel", nn.with_logical_partitioning(init, ("kernel", self.axis)),
+                            (self.window, channels))
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", nn.with_logical_partitioning(init, (self.axis,)), (channels,))
+        segment = seq.segment
+        if state is not None and segment is None:  # one document is number 1, in every call
+            segment = jnp.ones_like(seq.order)
+        y, after = short_conv(x, kernel, bias, state=state, segment=segment)
+        if state is None:
+            return y, None
+        return y, ConvState(after.tail.astype(state.tail.dtype), after.segment)
