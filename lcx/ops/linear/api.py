@@ -36,7 +36,7 @@ def linear_attention(
         float32. Anything below the log of the smallest normal number, -inf included, forgets all.
       beta: [B,T,H], the strength of the erase; needed with erase.
       state: [B,H,K,V], the S before the first token (zeros by default).
-      start: [B,T] bool, true where a segment starts: S is zeroed before that token.
+      start: [B,T] (or [1,T]) bool, true where a segment starts: S is zeroed before that token.
       form: "chunked" (matmuls, any T) or "recurrent" (token by token, the naive twin).
       chunk: tokens solved at once in the chunked form; never changes the result.
 
@@ -53,6 +53,8 @@ def linear_attention(
     _check_shapes(query, key, value, log_decay, erase, beta, state, start)
     if log_decay is not None and log_decay.ndim == 3:
         log_decay = log_decay[..., None]
+    if start is not None:
+        start = jnp.broadcast_to(start, query.shape[:2])
     inputs = Inputs(query, key, value, log_decay, erase, beta, start)
     batch, length, num_heads, head_dim = query.shape
     dtype = inputs.state_dtype
@@ -87,7 +89,7 @@ def _check_shapes(query, key, value, log_decay, erase, beta, state, start) -> No
         "beta": (beta, [heads]),
         "log_decay": (log_decay, [heads, (*heads, head_dim)]),
         "state": (state, [(batch, num_heads, head_dim, value.shape[-1])]),
-        "start": (start, [(batch, length)]),
+        "start": (start, [(batch, length), (1, length)]),
     }
     for name, (array, shapes) in expected.items():
         if array is not None and array.shape not in shapes:

@@ -103,7 +103,9 @@ def _scan_states(state, across, write, reads, known, ends, operand):
         row = None
         if reads is not None:
             row = known - jnp.einsum(
-                "bhik,bhkv->bhiv", reads, state.astype(operand),
+                "bhik,bhkv->bhiv",
+                reads,
+                state.astype(operand),
                 preferred_element_type=state.dtype,
             )
             after = after + jnp.einsum(

@@ -57,9 +57,7 @@ class Decay(NamedTuple):
         if self.total.shape[-1] == 1:
             total = self.total[..., 0]
             gap = jnp.where(mask, total[..., :, None] - total[..., None, :], 0)
-            scores = jnp.einsum(
-                "bnhik,bnhjk->bnhij", x, y, preferred_element_type=self.total.dtype
-            )
+            scores = jnp.einsum("bnhik,bnhjk->bnhij", x, y, preferred_element_type=self.total.dtype)
             return jnp.where(mask, jnp.exp(gap) * scores, 0)
         return jnp.where(mask, _channel_product(x, y, self.total), 0)
 

@@ -1,0 +1,137 @@
+"""Negative log-likelihood of the next token, some tokens of logits at a time.
+
+Its own backward pass recomputes a chunk's logits from the saved log-sum-exp, and sums the table's
+gradient over the chunks in at least float32, whatever the compute dtype.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+LOGITS_AT_ONCE = 2**24  # elements of [B,chunk,V]: 64 MiB in float32
+
+
+def cross_entropy(
+    hidden: jax.Array,
+    table: jax.Array,
+    targets: jax.Array,
+    *,
+    chunk: int | None = None,
+    logit_softcap: float | None = None,
+) -> jax.Array:
+    """nll_t = logsumexp_v(z_tv) - z_t,target with logits z = hidden table^T, in nats.
+
+    Args:
+      hidden: [B,T,D] in the compute dtype, which the matmuls run in.
+      table: [V,D]. Pass the parameters as they are kept (float32): they are cast per chunk, so
+        that their gradient is summed without rounding between chunks.
+      targets: [B,T] int. One outside [0, V) makes its nll NaN: padding needs a target in range.
+      chunk: tokens of every row at once; None takes as many as 64 MiB of logits hold. Rows are
+        never split, so that a sharded batch stays sharded.
+      logit_softcap: c replaces z by c tanh(z / c).
+
+    Returns:
+      nll [B,T], at least float32.
+
+    Raises:
+      ValueError: a shape that does not fit.
+    """
+    batch, length, width = hidden.shape
+    if table.ndim != 2 or table.shape[1] != width:
+        raise ValueError(f"table {table.shape} must be [V,D] with D = {width}, the width of hidden")
+    if targets.shape != (batch, length):
+        raise ValueError(f"targets {targets.shape} must be {(batch, length)}, one per token")
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise ValueError(f"targets are {targets.dtype}: pass token ids as integers")
+    if chunk is None:
+        chunk = max(1, LOGITS_AT_ONCE // (batch * table.shape[0]))
+    chunks = -(-length // max(1, chunk))
+    if length == 0:
+        return jnp.zeros((batch, 0), jnp.promote_types(hidden.dtype, jnp.float32))
+    return _nll(hidden, table, targets, chunks, logit_softcap)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _nll(hidden, table, targets, chunks, softcap):
+    return _forward(hidden, table, targets, chunks, softcap)[0]
+
+
+def _forward(hidden, table, targets, chunks, softcap):
+    def body(_, piece):
+        hidden, targets = piece
+        logits = _logits(hidden, table, softcap)
+        total = jax.nn.logsumexp(logits, axis=-1)
+        chosen = _is_target(targets, logits)
+        nll = total - jnp.sum(jnp.where(chosen, logits, 0), axis=-1)
+        return None, (jnp.where(_in_range(targets, table), nll, jnp.nan), total)
+
+    outputs = _over_chunks(body, None, (hidden, targets), chunks)[1]
+    nll, total = (_join(x, hidden.shape[1]) for x in outputs)
+    return nll, (hidden, table, targets, total)
+
+
+def _backward(chunks, softcap, residuals, cotangent):
+    hidden, table, targets, total = residuals
+    # a target out of range already made the loss NaN; a gradient that reads it is NaN too
+    known = _in_range(targets, table) | (cotangent == 0)
+    cotangent = jnp.where(known, cotangent, jnp.nan)
+
+    def body(gradient, piece):
+        hidden, targets, total, cotangent = piece
+        logits = _logits(hidden, table, softcap)
+        slope = jnp.exp(logits - total[..., None]) - _is_target(targets, logits)
+        slope = slope * cotangent[..., None]
+        if softcap is not None:
+            slope = slope * (1 - (logits / softcap) ** 2)
+        slope = slope.astype(hidden.dtype)
+        wide = partial(jnp.einsum, preferred_element_type=gradient.dtype)
+        gradient = gradient + wide("btv,btd->vd", slope, hidden)
+        towards = wide("btv,vd->btd", slope, table.astype(hidden.dtype))
+        return gradient, towards.astype(hidden.dtype)
+
+    zeros = jnp.zeros(table.shape, jnp.promote_types(table.dtype, total.dtype))
+    pieces = (hidden, targets, total, cotangent)
+    gradient, towards = _over_chunks(body, zeros, pieces, chunks)
+    return _join(towards, hidden.shape[1]), gradient.astype(table.dtype), None
+
+
+_nll.defvjp(_forward, _backward)
+
+
+def _logits(hidden, table, softcap):
+    """[B,C,D], [V,D] -> [B,C,V], accumulated in at least float32."""
+    wide = jnp.promote_types(hidden.dtype, jnp.float32)
+    table = table.astype(hidden.dtype)
+    logits = jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=wide)
+    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+
+
+def _is_target(targets, logits):
+    """A comparison, not a gather: it fuses, and works where the vocabulary is sharded."""
+    return targets[..., None] == jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2)
+
+
+def _in_range(targets, table):
+    return (targets >= 0) & (targets < table.shape[0])
+
+
+def _over_chunks(body, carry, arrays, chunks):
+    """lax.scan over pieces [B,C,...] of arrays [B,T,...]; the padding has hidden 0, cotangent 0."""
+    length = arrays[0].shape[1]
+    size = -(-length // chunks)
+    if size == length:
+        carry, outputs = body(carry, arrays)
+        return carry, jax.tree.map(lambda x: x[None], outputs)
+
+    def split(x):
+        pad = [(0, 0), (0, chunks * size - length)] + [(0, 0)] * (x.ndim - 2)
+        return jnp.moveaxis(jnp.pad(x, pad).reshape(x.shape[0], chunks, size, *x.shape[2:]), 1, 0)
+
+    return jax.lax.scan(body, carry, jax.tree.map(split, arrays))
+
+
+def _join(x, length):
+    """[N,B,C,...] -> [B,T,...]"""
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]

@@ -1,0 +1,5 @@
+"""Element-wise linear recurrences, with an optional rotation of channel pairs."""
+
+from lcx.ops.scan.diagonal import diagonal_scan
+
+__all__ = ["diagonal_scan"]
