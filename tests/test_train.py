@@ -6,13 +6,13 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
-from train_stand_in import Batches, StandIn, config
 
 from lcx import lookup, sharding
 from lcx.errors import ConfigError, DataError
 from lcx.train import build_program, sequence_of
 from lcx.train.decay import decayed
 from lcx.train.manifest import flat
+from tests.train_stand_in import Batches, StandIn, config
 
 SGD = dict(name="sgd", learning_rate=0.3)
 FLAT = dict(name="constant")
