@@ -90,7 +90,10 @@ class Batches(Iterator[Batch]):
         return self
 
     def __next__(self) -> Batch:
-        return next(self._iterator)
+        try:
+            return next(self._iterator)
+        except DataError as error:  # grain appends a paragraph about tracebacks
+            raise DataError(str(error).partition("\n")[0]) from error
 
     @property
     def step(self) -> int:

@@ -69,5 +69,5 @@ def _rank(name: str, seed: int) -> bytes:
 
 
 def _document(tokens: Tokens, token_bytes, split: str, index: int) -> EvaluationDocument:
-    ids = np.asarray(tokens.ids[tokens.offsets[index]:tokens.offsets[index + 1]]).astype(np.int32)
+    ids = tokens.ids[tokens.offsets[index]:tokens.offsets[index + 1]].astype(np.int32)
     return EvaluationDocument(tokens.names[index], index, split, ids, token_bytes[ids])

@@ -1,9 +1,10 @@
-"""Token files: every document of a split as one flat array of ids, with offsets, read by mmap."""
+"""Token files: every document of a split as one flat array of ids, with the documents' offsets."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,37 @@ from lcx.data.tokenizers import Tokenizer
 from lcx.errors import DataError
 
 
+class IdFile:
+    """Token ids on disk, read by position: `ids[start:stop]` -> array, in constant memory.
+
+    Plain reads rather than a memory map: a file that shrinks under a running job then raises a
+    DataError that names it, where a map would kill the process (SIGBUS). A removed file stays
+    readable. Safe to read from several threads.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype, size: int):
+        self._path, self._dtype, self._size = path, dtype, size
+        self._file = path.open("rb", buffering=0)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, run: slice) -> np.ndarray:
+        start, stop = int(run.start), int(run.stop)
+        if not 0 <= start <= stop <= self._size:
+            raise IndexError(f"ids {start}:{stop} of {self._size} in '{self._path}'")
+        width = self._dtype.itemsize
+        parts, at, end = [], start * width, stop * width
+        while at < end:  # one read returns at most 2 GiB
+            part = os.pread(self._file.fileno(), end - at, at)
+            if not part:
+                raise DataError(f"'{self._path}' was cut short while in use (no byte {at}); "
+                                "start again, and it is prepared anew")
+            parts.append(part)
+            at += len(part)
+        return np.frombuffer(b"".join(parts), self._dtype)
+
+
 @dataclass(frozen=True)
 class Tokens:
     """One split: `ids` [N] of all documents end to end; document d is ids[offsets[d]:offsets[d+1]].
@@ -24,7 +56,7 @@ class Tokens:
     `num_bytes` [documents] are UTF-8 bytes, `counts` [vocab] how often each id occurs.
     """
 
-    ids: np.ndarray
+    ids: IdFile
     offsets: np.ndarray
     num_bytes: np.ndarray
     counts: np.ndarray
@@ -97,7 +129,5 @@ def _open(folder: Path, split: str, dtype: np.dtype) -> Tokens:
         np.load(folder / f"{split}.{part}.npy", allow_pickle=False)
         for part in ("offsets", "bytes", "counts"))
     names = json.loads((folder / f"{split}.names.json").read_text())
-    path = folder / f"{split}.ids"
-    empty = path.stat().st_size == 0  # an empty file cannot be mapped
-    ids = np.zeros(0, dtype) if empty else np.memmap(path, dtype, mode="r")
+    ids = IdFile(folder / f"{split}.ids", dtype, int(offsets[-1]))
     return Tokens(ids, offsets, num_bytes, counts, names)

@@ -66,7 +66,7 @@ class Files:
                     yield name, path
             if not found:
                 raise DataError(f"'{entry}' holds no file that matches patterns="
-                                f"{tuple(self.patterns)}; check the folder and the patterns")
+                                f"{tuple(_listed(self.patterns))}; check folder and patterns")
 
     def _expand(self, entry: str) -> Iterator[tuple[str, Path]]:
         path = Path(entry)
