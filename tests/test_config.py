@@ -122,11 +122,13 @@ def test_wrong_overrides_say_what_to_do(path, override, message):
 
 def test_overrides_are_read_as_the_type_of_their_key(path):
     config = load(path, ["experiment.train.steps=1e3", "experiment.train.clip=2",
-                         "experiment.eval.lengths=64,128", "experiment.model.tie_embeddings=false",
+                         "experiment.eval.chunk=64", "experiment.model.tie_embeddings=false",
                          "experiment.model.vocab_size=300", "runtime.out=/tmp/a=b"])
     assert config.experiment.train.steps == 1000
     assert isinstance(config.experiment.train.clip, float)
-    assert config.experiment.eval.lengths == (64, 128)
+    assert config.experiment.eval.chunk == 64
+    assert load(path, ["experiment.eval.chunk=none"]).experiment.eval.chunk is None
+    assert load(path, ["experiment.model.mlp=none"]).experiment.model.mlp is None
     assert config.experiment.model.tie_embeddings is False
     assert config.experiment.model.vocab_size == 300
     assert config.runtime.out == "/tmp/a=b"
@@ -159,7 +161,7 @@ def test_the_run_id_is_a_hash_of_the_experiment_only(path, tmp_path):
 
 
 def test_a_resolved_config_can_be_run_again(path, tmp_path):
-    config = load(path, ["experiment.eval.lengths=8,16"])
+    config = load(path, ["experiment.model.pattern=[{\"mixer\": \"attention\"}, {}]"])
     (tmp_path / "config.json").write_text(canonical_json(config))
     assert resolve(load(str(tmp_path / "config.json"))) == resolve(config)
 

@@ -3,7 +3,7 @@
 from lcx.config.base import COMPONENTS, base_config, is_component
 from lcx.config.check import validate
 from lcx.config.identity import canonical_json, code_version, resolve, run_id
-from lcx.config.load import load, load_sweep, split_spec
+from lcx.config.load import from_values, load, load_sweep, split_spec
 from lcx.config.override import apply, assign, parse_override
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "base_config",
     "canonical_json",
     "code_version",
+    "from_values",
     "is_component",
     "load",
     "load_sweep",

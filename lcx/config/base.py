@@ -9,8 +9,10 @@ from ml_collections.config_dict import placeholder
 COMPONENTS = {
     "experiment.model.position": "lcx.positions",
     "experiment.model.mixer": "lcx.mixers",
+    "experiment.model.mlp": "lcx.model.mlps",
     "experiment.data.corpus": "lcx.data.corpora",
     "experiment.data.tokenizer": "lcx.data.tokenizers",
+    "experiment.data.packing": "lcx.data.packings",
     "experiment.train.optimizer": "lcx.train.optimizers",
     "experiment.train.schedule": "lcx.train.schedules",
 }
@@ -18,9 +20,11 @@ STACKS = {"experiment.model.position"}  # may also be a list: id map + rotation 
 INJECTED = {  # fields that a builder sets, so that a config may not
     "lcx.positions": ("site",),
     "lcx.mixers": ("position", "width", "train_length", "output_scale"),
+    "lcx.model.mlps": ("width", "output_scale"),
 }
 PATTERN = "experiment.model.pattern"  # a list of layers, each a dict of the keys below
-LAYER_KEYS = {"position": "lcx.positions", "mixer": "lcx.mixers"}
+LAYER_KEYS = {"position": "lcx.positions", "mixer": "lcx.mixers", "mlp": "lcx.model.mlps"}
+OPTIONAL = {"experiment.model.mlp"}  # None leaves it out
 
 
 def is_component(path: str) -> bool:
@@ -58,9 +62,9 @@ def _model() -> ConfigDict:
     c.depth = 4  # layers in all; a multiple of the pattern's length
     c.position = _component("rope")  # a component, or a list of them (a stack)
     c.mixer = _component("attention")
-    c.pattern = placeholder(list)  # one period of layers, e.g. [dict(mixer="rglru"), dict()]
-    c.mlp = "gated"  # gated (SwiGLU), plain (GELU) or none
-    c.mlp_width = placeholder(int)  # None: 8/3 of the width gated, 4 times the width plain
+    c.pattern = placeholder(list)  # one period of layers, e.g. [dict(mixer="rglru"), {}]
+    c.mlp = _component("gated")  # or None: mixers only
+    c.share_position = False  # one scheme's parameters for all layers (T5's table)
     c.tie_embeddings = True  # the output head is the embedding table
     c.remat = "none"  # what the backward pass recomputes: none, dots or full
     c.dtype = "float32"  # of compute; parameters, norms, softmax and scans stay float32
@@ -73,7 +77,11 @@ def _data() -> ConfigDict:
     c.tokenizer = _component("bytes")
     c.train_length = 128  # tokens per training row
     c.batch_size = 16  # rows per step, over all devices
-    c.packing = "windows"  # windows (contiguous) or first_fit (whole documents with segments)
+    c.packing = _component("contiguous")  # or first_fit: whole documents, with segments
+    c.validation = 0.1  # fraction of the documents, drawn by the hash of their content
+    c.test = 0.05
+    c.deduplicate = True  # drop documents that repeat an earlier one byte for byte
+    c.epochs = placeholder(int)  # None: without end, each epoch in its own order
     return c
 
 
@@ -90,10 +98,15 @@ def _train() -> ConfigDict:
 
 def _eval() -> ConfigDict:
     c = ConfigDict()
-    c.max_factor = 8.0  # the ladder goes up to max_factor x train_length, in doublings
-    c.lengths = placeholder(tuple)  # or name the contexts yourself, in tokens
-    c.documents = 64  # test documents at most
-    c.batch_size = 8  # rows scored at once
+    c.split = "validation"  # validation or test
+    c.documents = placeholder(int)  # at most so many of them; None: all that are long enough
+    c.max_factor = 8  # the ladder goes up to max_factor x train_length, in doublings
+    c.targets = 256  # blocks of train_length/4 tokens, the same at every context
+    c.seed = 0  # chooses the targets; arms are only paired where it agrees
+    c.resamples = 10_000  # of the bootstrap over documents
+    c.batch_tokens = 16_384  # scored in one call
+    c.chunk = placeholder(int)  # tokens per piece through the model's state; None: in one call
+    c.shuffled_prefix = False  # the control in which context beyond train_length is foreign
     return c
 
 
@@ -106,4 +119,6 @@ def _runtime() -> ConfigDict:
     c.log_every = 10  # steps
     c.checkpoint_every = 100  # steps
     c.backend = "auto"  # of softmax attention: auto, reference, chunked or cudnn
+    c.data_cache = ""  # where prepared corpora live; empty: $LCX_DATA, else ~/.cache/lcx
+    c.compile_cache = "~/.cache/lcx/xla"  # compiled programs for later runs; empty: none
     return c

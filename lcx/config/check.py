@@ -37,6 +37,8 @@ def _checked_layer(path: str, layer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checked(package: str, path: str, value: Any) -> Any:
+    if value is None:
+        return None
     if isinstance(value, (list, tuple)):
         return [_checked(package, path, v) for v in value]
     value = spec(path, value)

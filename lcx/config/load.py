@@ -28,13 +28,13 @@ def load(spec: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config
     Raises ConfigError naming the key and what was probably meant.
     """
     path, argument = split_spec(spec)
-    config = base_config()
     if path.suffix == ".json":
         values = _read_json(path)
     else:
         values = _call(path, _module(path), "get_config", argument)
     if not isinstance(values, Mapping | ConfigDict):
         raise ConfigError(f"{path}: get_config must return a config, got {values!r}")
+    config = base_config()
     assign_all(config, resolve(values))
     if not config.runtime.name:
         config.runtime.name = path.stem + (f"-{argument}" if argument else "")
@@ -44,6 +44,13 @@ def load(spec: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config
         overrides = list(overrides.items())
     for key, value in overrides:
         assign(config, key, value)
+    return validate(config)
+
+
+def from_values(values: Mapping[str, Any]) -> ConfigDict:
+    """The checked config of a resolved one (`resolve`, or JSON)."""
+    config = base_config()
+    assign_all(config, resolve(values))
     return validate(config)
 
 

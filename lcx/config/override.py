@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lcx.config.base import COMPONENTS, PATTERN, STACKS, base_config, is_component
+from lcx.config.base import COMPONENTS, OPTIONAL, PATTERN, STACKS, base_config, is_component
 from lcx.config.identity import resolve
 from lcx.errors import ConfigError, did_you_mean
 
@@ -68,7 +68,8 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError(f"an override needs a value: --config.{path}=VALUE")
     slot, option = _split_component(path)
     if is_component(path) or option:
-        return path, _literal(value)
+        none = value.lower() in _OPTIONAL and (path in OPTIONAL or path == PATTERN or option)
+        return path, None if none else _literal(value)
     node, key = _parent(_defaults(), path)
     kind = node.get_type(key)
     if kind is str or isinstance(node[key], ConfigDict):
@@ -115,6 +116,8 @@ def _literal(text: str) -> Any:
 def _component_value(path: str, value: Any) -> Any:
     if path == PATTERN:
         return None if value is None else _layers(path, value)
+    if value is None and path in OPTIONAL:
+        return None
     if path in STACKS and isinstance(value, (list, tuple)):
         if not value:
             raise ConfigError(f"'{path}' is an empty stack; name at least one component")

@@ -1,0 +1,55 @@
+"""Short names of components, for rows, tables and legends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lcx import lookup
+from lcx.config import canonical_json, resolve, run_id
+from lcx.config.override import apply
+
+
+def component(package: str, spec: Any) -> str:
+    """"rope", "yarn(factor=4.0)" where an option is not the default, "randomized+rope" a stack."""
+    if isinstance(spec, (list, tuple)):
+        return "+".join(component(package, part) for part in spec)
+    spec = {"name": spec} if isinstance(spec, str) else dict(spec)
+    name = spec.pop("name")
+    defaults = lookup.fields(lookup.find(package, name))
+    told = [f"{key}={canonical_json(value) if isinstance(value, (dict, list)) else value}"
+            for key, value in sorted(spec.items())
+            if key not in defaults or resolve(defaults[key]) != resolve(value)]
+    return f"{name}({', '.join(told)})" if told else name
+
+
+def layers(config: Any, key: str, package: str) -> str:
+    """The component `key` of every layer of the pattern: "rope", or "rglru/rglru/attention"."""
+    model = config.experiment.model
+    pattern = model.pattern or [{}]
+    names = [component(package, layer.get(key, model[key])) for layer in pattern]
+    return names[0] if len(set(names)) == 1 else "/".join(names)
+
+
+def position(config: Any) -> str:
+    return layers(config, "position", "lcx.positions")
+
+
+def mixer(config: Any) -> str:
+    return layers(config, "mixer", "lcx.mixers")
+
+
+def arm_id(config: Any) -> str:
+    """A hash of the experiment without its seed: runs of one arm share it."""
+    return run_id(apply(config, {"experiment.seed": 0}))
+
+
+def overrides_label(overrides: Mapping[str, Any]) -> str:
+    """What a sweep member changes beside scheme, mixer and seed: "width=64"."""
+    shown = {"experiment.model.position", "experiment.model.mixer", "experiment.seed"}
+    parts = []
+    for path, value in overrides.items():
+        if path not in shown:
+            value = value.get("name", value) if isinstance(value, Mapping) else value
+            parts.append(f"{path.rsplit('.', 1)[-1]}={value}")
+    return " ".join(parts)
