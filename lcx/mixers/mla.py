@@ -1,0 +1,123 @@
+"""Multi-head latent attention: one low-rank latent per token in place of keys and values."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lcx import lanes as L
+from lcx.layers import Dense, RmsNorm
+from lcx.mixers import CHUNKED, QUADRATIC, STEP, Support
+from lcx.mixers.softmax_family import _BACKEND, SUPPORTS, SoftmaxMixer, SoftmaxState
+from lcx.ops import pairs
+from lcx.ops.attention import api, cache
+
+_EXPANDED = Support((QUADRATIC, CHUNKED, STEP), missing={
+    "absorbed": "R8 a kernel of raw queries and keys needs each head's own key: the stream caches "
+                "expanded keys and values in place of the latent"})
+
+
+class Mla(SoftmaxMixer):
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434): [B,T,D] -> [B,T,D].
+
+    Each token gives one latent c = RMSNorm(W_c x) of kv_rank channels, from which every head reads
+    its own content key and value, and one rotary key that all heads share; a transport acts on the
+    rotary channels alone. Scores are scaled by (nope_dim + rope_dim)^-1/2. Without a state the keys
+    are expanded per head; with one, W_uk moves to the query and W_uv to the output, so that a
+    stream remembers kv_rank + rope_dim numbers per token. Both forms are one function.
+
+    nope_dim: content channels of a head, width/num_heads if None; rope_dim: half of them if None;
+    value_dim: nope_dim if None; kv_rank: 4 nope_dim if None (DeepSeek 512 = 4 x 128); query_rank:
+    of a normalised query latent (DeepSeek 1536 = 12 x 128), a direct projection if None. Kernels
+    start normal with variance 1/fan_in, norm gains at 1; there are no biases.
+    """
+
+    num_heads: int = 4
+    nope_dim: int | None = None
+    rope_dim: int | None = None
+    value_dim: int | None = None
+    kv_rank: int | None = None
+    query_rank: int | None = None
+
+    paper: ClassVar[str] = "arXiv:2405.04434"
+    examples: ClassVar[tuple[dict, ...]] = (dict(), dict(query_rank=12, value_dim=6))
+    supports = {**SUPPORTS, L.Pairwise: _EXPANDED}
+
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Channels of content key, rotary key and value, and rank of the latent."""
+        nope = self.nope_dim or max(1, self.width // self.num_heads)
+        rope = self.rope_dim or 2 * max(1, nope // 4)
+        return nope, rope, self.value_dim or nope, self.kv_rank or 4 * nope
+
+    def site(self) -> L.Site:
+        nope, rope, _, _ = self.sizes()
+        return L.Site(self.num_heads, 1, rope, nope + rope, self.width, self.train_length)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, seq: L.Sequence, state: Any = None,
+                 shared: L.Lanes | None = None) -> tuple[jax.Array, Any]:
+        heads, (nope, rope, value_dim, rank) = self.num_heads, self.sizes()
+        names = ("heads", "head_dim")
+        hidden = x
+        if self.query_rank is not None:
+            hidden = Dense((self.query_rank,), ("rank",), name="query_down")(x)
+            hidden = RmsNorm("rank", name="query_norm")(hidden)
+        query = Dense((heads, rope + nope), names, ("width" if hidden is x else "rank",),
+                      name="query")(hidden)
+        latent = Dense((rope + rank,), ("rank",), name="latent")(x)
+        rotary, latent = latent[..., None, :rope], latent[..., rope:]
+        latent = RmsNorm("rank", name="latent_norm")(latent)
+        up = lambda name, size: self.param(name, nn.with_logical_partitioning(
+            nn.initializers.normal(1 / math.sqrt(rank)), ("rank", *names)),
+            (rank, heads, size)).astype(x.dtype)
+        key_up, value_up = up("key_up", nope), up("value_up", value_dim)
+
+        lanes, carry = self.see(x, seq, None if state is None else state.carry, shared)
+        scale = (nope + rope) ** -0.5
+        if state is None or _reads_content(lanes):
+            key = jnp.einsum("btr,rhk->bthk", latent, key_up)
+            key = jnp.concatenate([jnp.broadcast_to(rotary, (*key.shape[:3], rope)), key], -1)
+            value = jnp.einsum("btr,rhv->bthv", latent, value_up)
+            out, state = self.attend(query, key, value, seq, lanes, carry, state, scale=scale)
+        else:
+            content = jnp.einsum("bthk,rhk->bthr", query[..., rope:], key_up)
+            query = jnp.concatenate([query[..., :rope], content], -1)
+            out, state = self._absorbed(query, rotary, latent[..., None, :], seq, lanes, carry,
+                                        state, scale=scale)
+            out = jnp.einsum("bthr,rhv->bthv", out, value_up)
+        out = Dense((self.width,), ("width",), names, scale=self.output_scale, name="out")(out)
+        return out, state
+
+    def _absorbed(self, query, rotary, latent, seq, lanes, carry, state, *, scale):
+        """As `attend`, over one shared key [rotary | latent] whose value is the latent itself."""
+        path = lanes.transport if isinstance(lanes.transport, L.Householder) else None
+        total = pairs.integral(lanes.bias, state.cache.total)
+        keys, slot, kept = cache.append(
+            state.cache, pairs.Keys(rotary, latent, seq.replace(length=None), total, path))
+        join = lambda rotary, latent: jnp.concatenate([rotary, latent], -1).astype(query.dtype)
+        keys = keys.replace(key=join(keys.key, keys.value), value=keys.value.astype(query.dtype))
+        self.sow("intermediates", "inner", dict(query=query, key=join(rotary, latent),
+                                                value=latent, scale=scale, window=None))
+        with contextlib.ExitStack() as stack:
+            if self.form in _BACKEND:
+                stack.enter_context(api.backend(_BACKEND[self.form]))
+            out = api.attend(pairs.Queries(query, seq, total, slot), keys, lanes,
+                             rotary_dim=self.site().rotary_dim, scale=scale)
+        self.sow("intermediates", "outer", out)
+        return out, SoftmaxState(kept, carry)
+
+    def init_state(self, batch: int, max_length: int, dtype=jnp.float32) -> Any:
+        nope, rope, value_dim, rank = self.sizes()
+        if _reads_content(self.structure()[0]):
+            return self.empty_state(batch, max_length, self.num_heads, rope + nope, value_dim,
+                                    dtype)
+        return self.empty_state(batch, max_length, 1, rope, rank, dtype)
+
+
+def _reads_content(lanes: L.Lanes) -> bool:
+    return any(isinstance(bias, L.Pairwise) for bias in lanes.bias)
