@@ -13,7 +13,7 @@ from lcx.errors import ConfigError
 class Text:
     name: str
     tokens: np.ndarray
-    bytes: np.ndarray
+    token_bytes: np.ndarray
 
 
 def texts(sizes, *, vocab=50, seed=0):

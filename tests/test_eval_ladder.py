@@ -3,18 +3,20 @@
 import json
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from eval_standins import FAIRNESS, StandIn, Text, texts
 
+from lcx import sharding
 from lcx.errors import ConfigError, DataError
 from lcx.eval.compare import difference
 from lcx.eval.ladder import ladder
-from lcx.eval.lengths import contexts, stable_length, useful_length
+from lcx.eval.lengths import contexts, needed_tokens, stable_length, useful_length
 from lcx.eval.statistics import Estimate
 from lcx.eval.targets import choose
 from lcx.eval.unigram import count
+from tests.eval_standins import FAIRNESS, StandIn, Text, texts
 
 L = 16
 SCALE = dict(scale=np.float32(0.003))
@@ -50,7 +52,7 @@ def test_every_rung_equals_a_loop_over_target_tokens():
         for d, start in blocks(documents):
             for i in range(L // 4):  # the i-th target of a block has c + i tokens before it
                 nats += model.by_hand(0.003, documents[d].tokens, start + i, c + i)
-                spans += int(documents[d].bytes[start + i])
+                spans += int(documents[d].token_bytes[start + i])
                 tokens += 1
         assert bpb[c] == pytest.approx(nats / math.log(2) / spans, rel=1e-5)
         assert perplexity[c] == pytest.approx(math.exp(nats / tokens), rel=1e-5)
@@ -83,6 +85,8 @@ def test_blocks_never_overlap_and_have_their_context():
     share = np.bincount(chosen.document, minlength=5)
     assert share.tolist()[0] == share[2] == 1 and share[3] == 0  # 6, 4 and 3 tokens of room
     assert abs(int(share[1]) - int(share[4])) <= 1 and share.sum() == 60
+    few = choose(texts([90] * 5), block=4, reach=64, count=8, seed=0)
+    assert sorted(np.bincount(few.document)) == [1, 1, 2, 2, 2]
     assert len(choose(documents, block=4, reach=64, count=10_000, seed=0).start) <= 1 + 109 + 1 + 59
 
 
@@ -95,6 +99,10 @@ def test_targets_depend_on_the_seed_only():
 def test_documents_too_short_say_what_to_do():
     with pytest.raises(DataError, match=r"68 tokens.*'text-1' with 50.*lower max_factor"):
         climb(StandIn(), texts([20, 50]))
+    assert needed_tokens(L, 4) == 68
+    climb(StandIn(), texts([20, 68]))
+    with pytest.raises(DataError, match=r"68 tokens.*'text-1' with 67"):
+        climb(StandIn(), texts([20, 67]))
     with pytest.raises(DataError, match="no documents"):
         climb(StandIn(), [])
 
@@ -136,6 +144,14 @@ def test_batch_size_changes_nothing_and_padding_rows_do_not_count():
     small, large = (climb(StandIn(), documents, batch_tokens=n) for n in (1, 10_000))
     assert values(small, "bpb") == pytest.approx(values(large, "bpb"), rel=1e-6)
     assert all(r["tokens"] == 48 for r in pick(small, "bpb").values())
+
+
+def test_batches_fit_the_mesh():
+    model = StandIn()
+    with jax.set_mesh(sharding.make_mesh(data=4, fsdp=2)):
+        rows = climb(model, texts([90, 120, 200, 75]), batch_tokens=100)
+    assert {batch for batch, _ in model.traces} == {8, 16}
+    assert all(r["tokens"] == 48 for r in pick(rows, "bpb").values())
 
 
 def test_finished_rungs_survive_running_out_of_memory():
@@ -189,7 +205,7 @@ def test_synthetic_tokens_are_not_scored():
     documents = texts([90, 120, 200, 75])
     rows = climb(StandIn(), documents)
     for document in documents:
-        document.bytes[document.tokens % 7 == 0] = 0
+        document.token_bytes[document.tokens % 7 == 0] = 0
     real = sum(int(documents[d].tokens[s + i] % 7 != 0) for d, s in blocks(documents)
                for i in range(4))
     assert 0 < real < 48
@@ -265,7 +281,7 @@ def test_unigram_baseline_on_the_same_targets():
     for d, start in blocks(documents):
         for i in range(start, start + 4):
             nats -= math.log((counts[documents[d].tokens[i]] + 1) / (200 + 50))
-            spans += documents[d].bytes[i]
+            spans += documents[d].token_bytes[i]
     assert row["value"] == pytest.approx(nats / math.log(2) / spans) and row["tokens"] == 48
     with pytest.raises(DataError, match="id 49"):
         count(np.array([49]), 40)

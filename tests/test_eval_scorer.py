@@ -4,13 +4,13 @@ import math
 
 import numpy as np
 import pytest
-from eval_standins import FAIRNESS, StandIn, texts
 
 from lcx import lanes
 from lcx.errors import ConfigError, DataError
 from lcx.eval.scorer import score, stream
 from lcx.eval.sliding import perplexity, slide
 from lcx.eval.windows import Windows
+from tests.eval_standins import FAIRNESS, StandIn, texts
 
 SCALE = dict(scale=np.float32(0.003))
 
@@ -31,7 +31,7 @@ def test_sliding_scores_every_token_but_the_first_once(window, stride):
             found.append((int(d), int(p)))
             assert c <= window and (c >= window - stride + 1 or c == p)
             assert nll == pytest.approx(model.by_hand(0.003, documents[d].tokens, p, c), rel=1e-5)
-            assert (span, token) == (documents[d].bytes[p], documents[d].tokens[p])
+            assert (span, token) == (documents[d].token_bytes[p], documents[d].tokens[p])
     assert sorted(found) == [(d, p) for d, t in enumerate(documents)
                              for p in range(1, len(t.tokens))]
 
@@ -43,7 +43,7 @@ def test_perplexity_is_over_tokens_and_carries_its_window():
                           fairness=FAIRNESS, batch_tokens=24, resamples=300)
     losses = [model.by_hand(0.003, t.tokens, p, p if p <= 8 else 5 + (p - 9) % 4)
               for t in documents for p in range(1, len(t.tokens))]
-    spans = sum(int(t.bytes[1:].sum()) for t in documents)
+    spans = sum(int(t.token_bytes[1:].sum()) for t in documents)
     assert ppl["value"] == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
     assert bpb["value"] == pytest.approx(sum(losses) / math.log(2) / spans, rel=1e-5)
     assert ppl["method"] == "sliding(window=8,stride=4)" and ppl["tokens"] == len(losses)

@@ -142,7 +142,7 @@ def _unigram_sums(documents, chosen: Targets, counts: np.ndarray) -> Sums:
     nll, sums = unigram_nll(counts), Sums.zeros(len(documents))
     for d, start in zip(chosen.document, chosen.start):
         block = slice(start, start + chosen.block)
-        tokens, spans = documents[d].tokens[block], documents[d].bytes[block]
+        tokens, spans = documents[d].tokens[block], documents[d].token_bytes[block]
         real = spans > 0
         sums.add(np.full(real.sum(), d), nll[tokens[real]], spans[real])
     return sums

@@ -34,6 +34,11 @@ def contexts(train_length: int, max_factor: int) -> list[int]:
     return sorted([*doubling, train_length * 3 // 4])
 
 
+def needed_tokens(train_length: int, max_factor: int) -> int:
+    """Tokens that a document needs to serve the whole ladder: the longest context and a block."""
+    return contexts(train_length, max_factor)[-1] + train_length // 4
+
+
 def stable_length(gaps: Mapping[int, Estimate], *, train_length: int, asked: int,
                   within: float = STABLE_WITHIN) -> Length:
     """Largest context c such that G(c') <= `within` for all L <= c' <= c, by its upper limit.

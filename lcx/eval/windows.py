@@ -16,7 +16,7 @@ class Document(Protocol):
 
     name: str
     tokens: np.ndarray
-    bytes: np.ndarray
+    token_bytes: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ def cut(documents: Sequence[Document], windows: Windows, rows: np.ndarray) -> Cu
     text = np.zeros((2, len(rows), length + 1), np.int32)
     for at, n in enumerate(rows):
         document, start = documents[windows.document[n]], windows.start[n]
-        for field, of in zip(text, (document.tokens, document.bytes)):
+        for field, of in zip(text, (document.tokens, document.token_bytes)):
             piece = of[start:start + length + 1]
             field[at, :len(piece)] = piece
     inputs, targets = text[0, :, :-1].copy(), text[0, :, 1:]
