@@ -1,0 +1,182 @@
+"""What linear attention does with each lane: a bias is a factor exp(bias) of a pair's weight.
+
+Separable biases are decay and rotations are turned features, so both live in a state of fixed
+size; what has no such state runs over pairs of tokens, with a cache of raw keys when streaming.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from lcx import lanes as L
+from lcx.errors import ConfigError, Refusal, Unimplemented
+from lcx.lookup import file_name
+from lcx.mixers import CHUNKED, QUADRATIC, STEP, Mixer, Support, support_of
+from lcx.ops import pairs
+from lcx.ops.attention import cache
+from lcx.ops.linear import linear_attention, quadratic
+from lcx.types import wide, wide_dtype
+
+_ALL = Support((QUADRATIC, CHUNKED, STEP))
+_RING = "unimplemented: ring buffer of near keys beside a delayed state"
+_RANK = "R2 the kernel has no finite-rank state"
+SUPPORTS = {
+    L.Rotation: _ALL,
+    L.Householder: _ALL,
+    L.Piecewise: Support((QUADRATIC,), {CHUNKED: _RING, STEP: _RING}),
+    L.Separable: _ALL,
+    L.EventuallyConstant: Support((QUADRATIC,), {CHUNKED: _RING, STEP: _RING}),
+    L.Toeplitz: Support((QUADRATIC,), {CHUNKED: "unimplemented: FFT form", STEP: _RANK}),
+    L.Pairwise: Support((QUADRATIC,), {CHUNKED: "R2 a pair's weight does not factor", STEP: _RANK}),
+    L.Temperature: Support((QUADRATIC, CHUNKED, STEP), code="R4", reason=(
+        "a factor of a whole row cancels in the normaliser or the scale-free output norm")),
+}
+EPS = 1e-6  # beside the sum of weights (arXiv:2006.16236)
+
+
+@struct.dataclass
+class MemoryState:
+    """Memory [B,H,K,V] and sum of keys [B,H,K,1] or None, both wide; segment [B] of the last token;
+    what the scheme remembers."""
+
+    memory: jax.Array
+    total: jax.Array | None
+    segment: jax.Array
+    carry: Any
+
+
+@struct.dataclass
+class KeysState:
+    """Raw keys of the stream, and what the scheme remembers."""
+
+    cache: cache.KeyCache
+    carry: Any
+
+
+class LinearMixer(Mixer):
+    """Shared by mixers whose core is o_i = sum_{j<=i} <q_i, T_{i:j} k_j> exp(decay + bias) v_j."""
+
+    family = "linear"
+    supports = SUPPORTS
+
+    def mix(self, query: jax.Array, key: jax.Array, value: jax.Array, seq: L.Sequence,
+            lanes: L.Lanes, carry: Any, state: MemoryState | KeysState | None, *,
+            log_decay: jax.Array | None = None, normaliser: str | None = None):
+        """Features query [B,T,H,K], key [B,T,N,K], value [B,T,N or H,V] -> [B,T,H,V], next state.
+
+        log_decay (broadcastable to [B,T,H], <= 0): the mixer's own gate of each token, excluded
+        from that token's own weight. normaliser: "sum" divides by the sum of the weights, taken
+        without transport (which may turn a weight negative); None does not divide.
+        """
+        if normaliser not in ("sum", None):
+            raise ConfigError(f"normaliser={normaliser!r}: choose 'sum' or None")
+        eps = EPS if normaliser else None
+        if log_decay is not None:
+            log_decay = jnp.broadcast_to(wide(log_decay), query.shape[:3])
+        self.sow("intermediates", "inner", dict(query=query, key=key, value=value,
+                                          log_decay=log_decay, normaliser=eps))
+        run = self._over_pairs if self.over_pairs(lanes) else self._over_memory
+        out, state = run(query, key, value, seq, lanes, carry, state, log_decay, eps)
+        out = out.astype(value.dtype)
+        self.sow("intermediates", "outer", out)
+        return out, state
+
+    def over_pairs(self, lanes: L.Lanes) -> bool:
+        """Whether these lanes, in this form, need the weights of all pairs.
+
+        Raises Refusal or Unimplemented where the form that was asked for does not exist.
+        """
+        if self.form not in ("auto", *self.forms):
+            raise ConfigError(f"form={self.form!r}: choose one of {('auto', *self.forms)}")
+        for lane in map(type, lanes.values()):
+            missing = support_of(type(self), lane).missing
+            if self.form in missing:
+                code, reason = missing[self.form].split(" ", 1)
+                name = f"{file_name(type(self))} in its {self.form} form"
+                if code.startswith("R"):
+                    raise Refusal(lane.__name__, name, code, reason)
+                raise Unimplemented(lane.__name__, name, reason)
+            if STEP in missing:
+                return True
+        return self.form == QUADRATIC
+
+    def _over_memory(self, query, key, value, seq, lanes, carry, state, log_decay, eps):
+        """A state of fixed size: chunked, or token by token."""
+        heads, batch = query.shape[2], query.shape[0]
+        gates = [bias.increment for bias in lanes.bias]
+        gates += [] if log_decay is None else [log_decay]
+        options = dict(form="recurrent" if self.form == STEP else "chunked")
+        if gates:
+            options["log_decay"] = jnp.broadcast_to(sum(map(wide, gates)), query.shape[:3])
+        if seq.segment is not None or state is not None:
+            last = L.nothing_seen(batch)
+            last = last if state is None else last.replace(segment=state.segment)
+            only_segments = seq.replace(ids=seq.ids[..., :1])
+            _, options["start"], last = L.advance(only_segments, last)
+        repeated = lambda a: pairs.repeat_heads(a, heads)
+        before = (None, None) if state is None else (state.memory, state.total)
+        turned, path = (query, key), {}
+        match lanes.transport:
+            case L.Rotation():  # equal to a rotation of the state, since a head's decay is a scalar
+                turned = pairs.rotated(pairs.Queries(query, seq), pairs.Keys(key, value, seq),
+                                       lanes.transport, self.site().rotary_dim)
+            case L.Householder(vector, beta):
+                fits = lambda a: jnp.broadcast_to(repeated(a), (batch, *repeated(a).shape[1:]))
+                path = dict(erase=fits(vector), beta=fits(beta))
+        out, memory = linear_attention(turned[0], repeated(turned[1]), repeated(value),
+                                       state=before[0], **options, **path)
+        total = None
+        if eps is not None:
+            ones = jnp.ones((*query.shape[:3], 1), value.dtype)
+            sums, total = linear_attention(query, repeated(key), ones, state=before[1], **options)
+            out = wide(out) / (wide(sums) + eps)
+        if state is not None:
+            like = lambda new, old: jax.tree.map(lambda n, o: n.astype(o.dtype), new, old)
+            state = MemoryState(like(memory, state.memory), like(total, state.total),
+                                last.segment, carry)
+        return out, state
+
+    def _over_pairs(self, query, key, value, seq, lanes, carry, state, log_decay, eps):
+        """Weights of all pairs, with a cache of raw keys."""
+        if log_decay is not None:  # the floor of ops.linear: a gate of -inf has no integral
+            floor = math.log(jnp.finfo(log_decay.dtype).tiny)
+            gate = L.Separable(jnp.maximum(log_decay, floor))
+            lanes = lanes.replace(bias=(*lanes.bias, gate))
+        path = lanes.transport if isinstance(lanes.transport, L.Householder) else None
+        total = pairs.integral(lanes.bias, None if state is None else state.cache.total)
+        keys, slot = pairs.Keys(key, value, seq.replace(length=None), total, path), 0
+        if state is not None:
+            keys, slot, kept = cache.append(state.cache, keys)
+            state = KeysState(kept, carry)
+        out = quadratic.attend(pairs.Queries(query, seq, total, slot), keys, lanes,
+                               rotary_dim=self.site().rotary_dim, eps=eps)
+        return out, state
+
+    def empty_state(self, batch: int, max_length: int, value_heads: int, value_dim: int, dtype, *,
+                    log_decay: bool = False, normaliser: str | None = None):
+        """A memory where the scheme's lanes allow one, else a cache of `max_length` raw keys.
+
+        value_heads: heads of `mix`'s value; log_decay: whether `mix` is given one.
+        """
+        site = self.site()
+        lanes, carry = self.structure(batch)
+        if not self.over_pairs(lanes):
+            shape = (batch, site.num_heads, site.key_dim)
+            total = jnp.zeros((*shape, 1), wide_dtype()) if normaliser else None
+            return MemoryState(jnp.zeros((*shape, value_dim), wide_dtype()), total,
+                               L.nothing_seen(batch).segment, carry)
+        zeros = lambda tree: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), tree)
+        bias, path = zeros(lanes.bias), None
+        if log_decay:
+            bias = (*bias, L.Separable(jnp.zeros((1, 1, site.num_heads), wide_dtype())))
+        if isinstance(lanes.transport, L.Householder):
+            path = zeros(lanes.transport)
+        like = pairs.Keys(jnp.zeros((batch, 1, site.num_kv_heads, site.key_dim), dtype),
+                          jnp.zeros((batch, 1, value_heads, value_dim), dtype),
+                          L.sequence(1, 1), pairs.integral(bias), path)
+        return KeysState(cache.init(like, batch, max_length), carry)
