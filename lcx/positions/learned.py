@@ -1,0 +1,56 @@
+"""Learned absolute positions: one trained vector per id, added to the input."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lcx.lanes import Sequence
+from lcx.positions import Position
+
+
+class Learned(Position):
+    """Learned absolute embedding (GPT-2, BERT; arXiv:1810.04805): x_i + P[id_i].
+
+    rows: ids that have a vector, train_length if None. It cannot extrapolate: an id without a
+    vector (too large, negative, fractional) raises ValueError where the ids are known while the
+    program is traced, and gives NaN where they are not. Nothing is clamped.
+    scale: initial deviation relative to the token embeddings (1 in GPT-2 and BERT).
+    """
+
+    rows: int | None = None
+    scale: float = 1.0
+
+    paper: ClassVar[str] = "arXiv:1810.04805"
+    relative: ClassVar[bool] = False
+    examples: ClassVar[tuple[dict, ...]] = ({}, dict(rows=100, scale=0.1))
+
+
+class Embed(nn.Module):
+    """Adds the vector of each id to x [B,T,D]."""
+
+    width: int
+    train_length: int
+    rows: int | None
+    scale: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, seq: Sequence) -> jax.Array:
+        rows = self.train_length if self.rows is None else self.rows
+        init = nn.with_logical_partitioning(nn.initializers.normal(self.scale),
+                                            ("positions", "width"))
+        table = self.param("table", init, (rows, self.width))
+        ids = seq.ids[..., 0]
+        inside = (ids >= 0) & (ids < rows) & (ids == jnp.floor(ids))
+        padding = jnp.zeros_like(inside) if seq.segment is None else seq.segment == 0
+        if not isinstance(inside, jax.core.Tracer) and not bool((inside | padding).all()):
+            raise ValueError(f"learned positions have vectors for ids 0..{rows - 1}, but the ids "
+                             f"reach {float(ids.max())}: train with a larger `rows`, or test a "
+                             "scheme that extrapolates")
+        vector = table[jnp.where(inside, ids, 0).astype(jnp.int32)]
+        # padding is never read, but NaN would leak from it: 0 x NaN is NaN in a masked sum
+        missing = jnp.where(padding, 0.0, jnp.nan)
+        return x + jnp.where(inside[..., None], vector, missing[..., None]).astype(x.dtype)
