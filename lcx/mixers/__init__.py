@@ -66,7 +66,8 @@ class Mixer(nn.Module):
     output_scale: float = 1.0
     form: str = "auto"
 
-    family: ClassVar[str] = ""
+    family: ClassVar[str] = ""  # of the algebra: softmax linear delta diagonal nonlinear
+    examples: ClassVar[tuple[dict, ...]] = ({},)  # option sets that the contract tests enrol
     paper: ClassVar[str] = ""
     forms: ClassVar[tuple[str, ...]] = (QUADRATIC, CHUNKED, STEP)
     supports: ClassVar[Mapping[type, Support]] = {}
@@ -97,6 +98,7 @@ class Mixer(nn.Module):
             carry = scheme.init_carry(x.shape[0]) if carry is None else carry
             shared, carry = scheme.lanes(x, seq, carry)
         bind(type(self), shared)
+        self.sow("intermediates", "lanes", shared)
         return shared, carry
 
     def structure(self, batch: int = 1) -> tuple[Lanes, Any]:

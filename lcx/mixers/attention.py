@@ -29,6 +29,8 @@ class Attention(SoftmaxMixer):
     window: int | None = None
 
     paper: ClassVar[str] = "arXiv:1706.03762"
+    examples: ClassVar[tuple[dict, ...]] = (
+        dict(num_kv_heads=2), dict(num_kv_heads=1, qk_norm=True), dict(window=5))
 
     def site(self) -> Site:
         kv_heads = self.num_kv_heads or self.num_heads

@@ -96,7 +96,7 @@ class LanguageModel(nn.Module):
         for layer, moved in zip(self.layers, seqs):
             embedded.setdefault(positions.label(layer["position"]), (layer["position"], moved))
         for spec, moved in embedded.values():
-            for embed in positions.make_embed(spec, self.width):
+            for embed in positions.make_embed(spec, self.width, self.train_length):
                 x = embed(x, moved)
         x = shard(x, "batch length _")
         shared, carries = self._shared(x, seqs, state)

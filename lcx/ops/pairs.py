@@ -150,7 +150,7 @@ def rotate(x: jax.Array, angle: jax.Array, rotation: L.Rotation, rotary_dim: int
 
 
 def inner(query: jax.Array, key: jax.Array) -> jax.Array:
-    """[B,T,H,K], [B,S,N,K] -> [B,H,T,S], accumulated wide; query heads share key heads in groups."""
+    """[B,T,H,K], [B,S,N,K] -> [B,H,T,S], accumulated wide; heads share keys in groups."""
     batch, length, heads, dim = query.shape
     groups = query.reshape(batch, length, key.shape[2], -1, dim)
     product = jnp.einsum("btngk,bsnk->bngts", groups, key,

@@ -30,6 +30,7 @@ class Position(nn.Module):
     structure: ClassVar[str] = "ID"  # structural class: ID GRP PATH SEP EVC TOEP ROW PAIR PW ...
     paper: ClassVar[str] = ""
     relative: ClassVar[bool] = True  # unchanged when all ids shift (tested; exceptions declared)
+    examples: ClassVar[tuple[dict, ...]] = ({},)  # option sets that the contract tests enrol
     content: ClassVar[bool] = False  # lanes read x: such a scheme cannot be shared by layers
 
     def remap(self, seq: Sequence, key=None) -> Sequence:
@@ -77,18 +78,23 @@ def label(spec: Any) -> str:
     return "+".join(part["name"] for part in parts(spec))
 
 
-def make_embed(spec: Any, width: int) -> list[nn.Module]:
-    """The input lanes of a spec: the `Embed` of every component that has one."""
+def make_embed(spec: Any, width: int, train_length: int) -> list[nn.Module]:
+    """The input lanes of a spec: the `Embed` of every component that has one.
+
+    An `Embed` is a module (x [B,T,D], seq) -> [B,T,D]; of its fields, width and train_length are
+    set here and the rest are options of its scheme.
+    """
     found = []
     for part in parts(spec):
-        cls = lookup.find(PACKAGE, part["name"])
-        embed = getattr(lookup.module(PACKAGE, part["name"]), "Embed", None)
-        if embed is not None:
-            lookup.check_options(cls, part["name"], {k: v for k, v in part.items() if k != "name"},
-                                 ("site",))
-            options = {k: part.get(k, default) for k, default in lookup.fields(cls).items()
-                       if k in lookup.fields(embed)}
-            found.append(embed(width=width, name=f"embed_{part['name']}", **options))
+        name, options = part["name"], {k: v for k, v in part.items() if k != "name"}
+        scheme = lookup.find(PACKAGE, name)
+        embed = getattr(lookup.module(PACKAGE, name), "Embed", None)
+        if embed is None:
+            continue
+        lookup.check_options(scheme, name, options, ("site",))
+        known = {"width": width, "train_length": train_length, **lookup.fields(scheme), **options}
+        wanted = {field: known[field] for field in lookup.fields(embed) if field in known}
+        found.append(embed(name=f"embed_{name}", **wanted))
     return found
 
 

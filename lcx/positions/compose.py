@@ -1,4 +1,4 @@
-"""A stack of schemes: an id map over any scheme, a temperature over any rotation, several biases."""
+"""A stack of schemes: an id map over any scheme, a temperature over any rotation, two biases."""
 
 from __future__ import annotations
 

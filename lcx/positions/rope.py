@@ -25,6 +25,7 @@ class Rope(Position):
     interleaved: bool = False
 
     structure: ClassVar[str] = "GRP"
+    examples: ClassVar[tuple[dict, ...]] = ({}, dict(interleaved=True), dict(fraction=0.5))
     paper: ClassVar[str] = "arXiv:2104.09864"
 
     @property

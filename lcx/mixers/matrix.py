@@ -1,0 +1,52 @@
+"""The grid of every scheme with every mixer: native, partial, refused or unimplemented.
+
+Each scheme is traced once per mixer by shape alone and bound against the mixer's `supports` table;
+no cell is built or compiled.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from lcx import lookup, mixers, positions
+
+_WORST = ("refused", "unimplemented", "partial", "native")  # a cell is its worst lane
+
+
+def cells(width: int = 64, train_length: int = 64) -> list[dict[str, Any]]:
+    """One record per cell: position, mixer, status, forms, missing, code, reason, notes."""
+    return [cell(position, mixer, width=width, train_length=train_length)
+            for position in lookup.names(positions.PACKAGE)
+            for mixer in lookup.names(mixers.PACKAGE)]
+
+
+def counts(grid: list[dict[str, Any]]) -> dict[str, int]:
+    """How many cells of each status."""
+    found = Counter(cell["status"] for cell in grid)
+    return {status: found[status] for status in ("native", "partial", "refused", "unimplemented")}
+
+
+def cell(position: Any, mixer: Any, *, width: int = 64, train_length: int = 64) -> dict[str, Any]:
+    """How a mixer takes a scheme (specs as in a config)."""
+    module = mixers.make(mixer, position=position, width=width, train_length=train_length,
+                         parent=None)
+    lanes, _ = module.structure()
+    found = [(type(value).__name__, mixers.support_of(type(module), type(value)))
+             for value in lanes.values()]
+    status = min((support.status for _, support in found), key=_WORST.index, default="native")
+    forms = [form for form in module.forms if all(form in s.forms for _, s in found)]
+    worst = [(lane, s) for lane, s in found if s.status == status]
+    missing = {form: f"{lane}: {reason}" for lane, s in found for form, reason in s.missing.items()}
+    notes = [f"{lane}: {s.code} {s.reason}" for lane, s in found if s.forms and s.code]
+    blocked = status in ("refused", "unimplemented")
+    return {
+        "position": positions.label(position),
+        "mixer": lookup.file_name(type(module)),
+        "status": status,
+        "forms": [] if blocked else forms,
+        "missing": missing if status == "partial" else {},
+        "code": worst[0][1].code if status == "refused" else None,
+        "reason": f"{worst[0][0]}: {worst[0][1].reason}" if blocked and worst else "",
+        "notes": [] if blocked else notes,
+    }

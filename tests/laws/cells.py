@@ -1,0 +1,145 @@
+"""The cells under law: every scheme and mixer that exists, with the examples they declare."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lcx import lanes as L
+from lcx import lookup, mixers, positions
+from lcx.mixers import matrix
+
+WIDTH, LENGTH, TRAIN_LENGTH, BATCH = 32, 24, 16, 2
+DOCUMENTS = ((0, 9), (9, 20), (20, 24))  # the packed row
+PIECES = ((0, 7), (7, 8), (8, 9), (9, 21), (21, 22), (22, 24))  # uneven, across documents
+
+# Compositions that published models use, beside the single schemes that enrol themselves.
+STACKS = (["path", "fox"], ["randomized", "rope"], ["rope", "log_n"], ["fox", "t5_bias"],
+          ["rope", "alibi"])
+
+
+def name_of(spec) -> str:
+    """A test id: "rope(fraction=0.5)"."""
+    words = []
+    for part in positions.parts(spec):
+        options = ",".join(f"{k}={v}" for k, v in part.items() if k != "name")
+        words.append(part["name"] + (f"({options})" if options else ""))
+    return "+".join(words)
+
+
+def specs(package: str) -> list[dict]:
+    """Every component of a package with each of its examples."""
+    return [dict(name=name, **example) for name in lookup.names(package)
+            for example in lookup.find(package, name).examples]
+
+
+def grid(*statuses: str) -> list:
+    """Test parameters (position, mixer) for the cells of the wanted statuses.
+
+    CI runs every scheme with every mixer, each by its first example, the other examples beside one
+    or two partners; the rest of the product stands behind the marker `full`.
+    """
+    stacks = [list(s) for s in STACKS
+              if all(p["name"] in lookup.names(positions.PACKAGE) for p in positions.parts(s))]
+    found = []
+    for position in [*specs(positions.PACKAGE), *stacks]:
+        for mixer in specs(mixers.PACKAGE):
+            if record(position, mixer)["status"] in statuses:
+                marks = () if _everyday(position, mixer) else (pytest.mark.full,)
+                name = f"{name_of(position)}-{name_of(mixer)}"
+                found.append(pytest.param(position, mixer, id=name, marks=marks))
+    return found
+
+
+def _first(package: str, spec: dict) -> bool:
+    example = lookup.find(package, spec["name"]).examples[0]
+    return {k: v for k, v in spec.items() if k != "name"} == example
+
+
+def _everyday(position, mixer) -> bool:
+    first_mixer = _first(mixers.PACKAGE, mixer)
+    if isinstance(position, list):
+        return first_mixer and mixer["name"] in ("attention", "linear_attention")
+    if _first(positions.PACKAGE, position):
+        return first_mixer or position["name"] in ("rope", "alibi")
+    return first_mixer and mixer["name"] == "attention"
+
+
+def record(position, mixer) -> dict:
+    """The cell's entry of the matrix, at the size of the tests."""
+    return matrix.cell(position, mixer, width=WIDTH, train_length=TRAIN_LENGTH)
+
+
+class Block(nn.Module):
+    """What a scheme and a mixer are to a model: ids moved, input embedded, tokens mixed."""
+
+    position: object
+    mixer: object
+    form: str = "auto"
+
+    def make(self, **kwargs):
+        return mixers.make({**self.mixer, "form": self.form}, position=self.position, width=WIDTH,
+                           train_length=TRAIN_LENGTH, **kwargs)
+
+    @nn.compact
+    def __call__(self, x, seq, state=None):
+        mixer = self.make(name="mixer")
+        seq = positions.make(self.position, mixer.site(), parent=None).remap(seq)
+        for embed in positions.make_embed(self.position, WIDTH, TRAIN_LENGTH * 4):
+            x = embed(x, seq)
+        return mixer(x, seq, state)
+
+
+@functools.cache
+def axes_of(position_name: str) -> int:
+    """How many axes the ids of a scheme have."""
+    scheme = positions.make(position_name, L.Site(2, 2, 16, 16, 32, 16), parent=None)
+    transport = mixers.lane_shapes(scheme, 32).transport
+    axis = getattr(transport, "axis", None)
+    return 1 if axis is None else max(axis) + 1
+
+
+def sequences(position) -> tuple[L.Sequence, L.Sequence, list[L.Sequence]]:
+    """One document of the whole length, the packed row, and its documents on their own."""
+    segment = np.concatenate([np.full(b - a, n + 1) for n, (a, b) in enumerate(DOCUMENTS)])
+    axes = max(axes_of(part["name"]) for part in positions.parts(position))
+
+    def ids(index):  # an axis of its own each, all of them uneven
+        index = np.asarray(index, float)
+        return np.stack([index, index // 3, index % 3][:axes], -1)[None]
+
+    packed_index = np.concatenate([np.arange(b - a) for a, b in DOCUMENTS])
+    told = LENGTH
+    whole = L.sequence(1, LENGTH, ids=ids(np.arange(LENGTH)), told_length=told)
+    packed = L.sequence(1, LENGTH, segment=segment[None], ids=ids(packed_index), told_length=told)
+    alone = [L.sequence(1, b - a, ids=ids(np.arange(b - a)), told_length=told)
+             for a, b in DOCUMENTS]
+    return whole, packed, alone
+
+
+def inputs(seed: int = 0):
+    """Layer inputs [B,T,D]."""
+    return jax.random.normal(jax.random.key(seed), (BATCH, LENGTH, WIDTH))
+
+
+def variables(block: Block, seq: L.Sequence):
+    """Initial variables, moved at random so that no zero table or gate hides a lane."""
+    found = nn.unbox(block.init(jax.random.key(1), inputs(), seq))
+    leaves, tree = jax.tree.flatten(found["params"])
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    moved = [p + 0.2 * jax.random.normal(k, p.shape, p.dtype) for p, k in zip(leaves, keys)]
+    # A no_pe cell has no numbers; an override of numbers must not recompile, so they stay traced.
+    return {**found, "params": jax.tree.unflatten(tree, moved)}
+
+
+def stream(block: Block, found, x, seq, pieces=PIECES):
+    """The outputs of a request that arrives in pieces."""
+    state = block.make(parent=None).init_state(BATCH, LENGTH, x.dtype)
+    outputs = []
+    for a, b in pieces:
+        y, state = block.apply(found, x[:, a:b], seq[a:b], state)
+        outputs.append(y)
+    return jnp.concatenate(outputs, 1)

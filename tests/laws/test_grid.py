@@ -1,0 +1,46 @@
+"""The composition grid, frozen: which lane type each algebra must refuse, and with which code.
+
+The table is the mathematics (docs/design.md explains each code). What it does not refuse is native,
+partial or unimplemented, never refused; what it refuses can be nothing else.
+"""
+
+import pytest
+
+from lcx import lanes as L
+from lcx import lookup, mixers
+
+LANES = (L.Rotation, L.Householder, L.Piecewise, L.Separable, L.EventuallyConstant, L.Toeplitz,
+         L.Pairwise, L.Temperature)
+
+# family -> lane -> code of the refusal. A lane that is not named has a meaning.
+REFUSED = {
+    "softmax": {},
+    "linear": {},
+    "delta": {"Piecewise": "R3", "EventuallyConstant": "R3", "Toeplitz": "R3", "Pairwise": "R3"},
+    "diagonal": {"Householder": "R1", "Pairwise": "R1", "Temperature": "R1"},
+    "nonlinear": {"Rotation": "R1", "Householder": "R1", "Piecewise": "R1",
+                  "EventuallyConstant": "R1", "Toeplitz": "R1", "Pairwise": "R1",
+                  "Temperature": "R1"},
+}
+# family -> lane -> code of the note with which a lane binds although it changes nothing.
+NOTED = {"linear": {"Temperature": "R4"}, "delta": {"Temperature": "R4"}}
+
+
+@pytest.mark.parametrize("name", lookup.names(mixers.PACKAGE))
+def test_a_mixer_refuses_what_its_algebra_refuses_and_nothing_else(name):
+    mixer = lookup.find(mixers.PACKAGE, name)
+    refused, noted = REFUSED[mixer.family], NOTED.get(mixer.family, {})
+    for lane in LANES:
+        support = mixers.support_of(mixer, lane)
+        if lane.__name__ in refused:
+            assert support.status == "refused", lane
+            assert support.code == refused[lane.__name__], lane
+            assert support.reason, lane
+        else:
+            assert support.status != "refused", lane
+            assert support.code == noted.get(lane.__name__), lane
+        unknown = set(support.forms) - set(mixer.forms)
+        assert not unknown, f"{lane}: forms {unknown} that the mixer does not have"
+        if support.forms:
+            whole = set(support.forms) | set(support.missing)
+            assert whole == set(mixer.forms), f"{lane}: a form is neither there nor said missing"
