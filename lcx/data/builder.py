@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 SHARD_BYTES = 64 << 20
 
 
-class LcxText(tfds.core.ShardBasedBuilder):
+class LcxText(tfds.core.ShardBasedBuilder, skip_registration=True):
     """Documents as {"name", "text"}; made by `write_documents`, readable by TFDS alone."""
 
     VERSION = tfds.core.Version("1.0.0")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,10 +66,17 @@ class Tfds:
             raise DataError("corpus 'tfds' needs tensorflow-datasets: "
                             "pip install tensorflow-datasets array-record") from error
         try:
-            builder = tfds.builder(self.dataset, data_dir=self.data_dir, try_gcs=False,
-                                   **self._format(tfds))
-            if not builder.info.splits:  # not on this disk yet: download and write ArrayRecord
-                builder.download_and_prepare(file_format="array_record")
+            builder = self._on_disk(tfds)
+        except ValueError as error:
+            raise DataError(f"'{self.dataset}' is not a TFDS name; write dataset, dataset/config "
+                            "or dataset:1.0.0") from error
+        if builder is not None:
+            return builder
+        try:
+            builder = tfds.builder(self.dataset, data_dir=self.data_dir,
+                                   file_format="array_record")
+            with contextlib.redirect_stdout(sys.stderr):  # stdout is for the CLI's own answers
+                builder.download_and_prepare()
         except ImportError as error:
             raise DataError(
                 f"TFDS cannot prepare '{self.dataset}' here: Python module '{error.name}' is "
@@ -75,8 +84,9 @@ class Tfds:
                 "installed (file_format='array_record') and pass data_dir=...") from error
         except tfds.core.registered.DatasetNotFoundError as error:
             raise DataError(
-                f"TFDS knows no dataset '{self.dataset}'; see tensorflow.org/datasets/catalog, or "
-                "pass data_dir= of one that you prepared") from error
+                f"TFDS knows no dataset '{self.dataset}' here; see tensorflow.org/datasets/catalog "
+                "(its oldest datasets need TensorFlow to be prepared), or pass data_dir= of one "
+                "that is prepared") from error
         except Exception as error:  # TFDS raises whatever its download stack raises
             raise DataError(
                 f"TFDS could not load '{self.dataset}' ({type(error).__name__}: "
@@ -85,13 +95,14 @@ class Tfds:
                 "and pass data_dir=..., or use corpus='stdlib' or 'files'") from error
         return builder
 
-    def _format(self, tfds) -> dict[str, str]:
-        # A dataset already on disk says its own format; a new one must not be TFRecord.
+    def _on_disk(self, tfds):
+        # Read from its files alone, in the format that they have; no builder code is run.
+        name, options = tfds.core.naming.parse_builder_name_kwargs(
+            self.dataset, data_dir=self.data_dir)
         try:
-            tfds.core.read_only_builder.builder_from_files(self.dataset, data_dir=self.data_dir)
-            return {}
+            return tfds.core.read_only_builder.builder_from_files(str(name), **options)
         except tfds.core.registered.DatasetNotFoundError:
-            return {"file_format": "array_record"}
+            return None
 
     def _source(self, builder, split: str):
         try:
