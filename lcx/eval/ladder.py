@@ -82,7 +82,9 @@ def ladder(model: Any, variables: Any, documents: Sequence[Document], *, train_l
         if unigram is not None:
             yield report.baseline(_unigram_sums(documents, chosen, unigram))
         for context in sorted(lengths, key=lambda c: (c != train_length, c)):
-            yield from report.rung(measure(context, chosen.windows(context)))
+            # The rungs inside the train length share its shape, hence one program.
+            windows = chosen.windows(context, at_least=train_length)
+            yield from report.rung(measure(context, windows))
             if context in controls:
                 yield from report.control(measure(context, controls[context]))
         yield from report.summary()

@@ -71,7 +71,7 @@ def stream(model: Any, variables: Any, documents: Sequence[Document], windows: W
     Raises DataError where a window does not fit its document (nothing is ever truncated).
     """
     check(documents, windows)
-    seq = lanes.sequence(1, windows.length)
+    seq = lanes.sequence(1, windows.length, told_length=windows.told)
     for rows, real in batches(len(windows), batch):
         arrays = cut(documents, windows, rows)
         nll = score(model, variables, arrays.inputs, arrays.targets, seq=seq, chunk=chunk)

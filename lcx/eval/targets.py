@@ -26,17 +26,19 @@ class Targets:
     reach: int
     digest: str
 
-    def windows(self, context: int) -> Windows:
-        """Windows that show each block with `context` tokens before it, [context + block] inputs.
+    def windows(self, context: int, *, at_least: int = 0) -> Windows:
+        """Windows that show each block with `context` tokens before it.
 
         Every prediction up to the end of the block is scored; those of the block itself are the
-        ones with at least `context` tokens before them. The last input is the last target: it
-        keeps the shape round and predicts nothing that is scored.
+        ones with at least `context` tokens before them. Inputs are context + block tokens: the
+        last one is the last target, which keeps the shape round and predicts nothing scored.
+        Shorter windows than `at_least` are filled up behind the block, so that they share one
+        program; a causal model does not see that, and a length-dependent scheme is not told.
         """
-        length = context + self.block
+        told = context + self.block
         count = len(self.document)
         return Windows(self.document, self.start - context, np.zeros(count, np.int64),
-                       np.full(count, length - 1), length)
+                       np.full(count, told - 1), max(told, at_least), told)
 
 
 def choose(documents: Sequence[Document], *, block: int, reach: int, count: int,

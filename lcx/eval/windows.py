@@ -36,7 +36,8 @@ class Windows:
     first[n] <= j < stop[n] are scored, unless their target is a synthetic token (no bytes: an EOS
     that no author wrote). Inputs past the end of a document are padding, which is
     never scored (and which a causal model never sees before a scored token).
-    document, start, first, stop: int [N].
+    document, start, first, stop: int [N]; told: the length that a length-dependent scheme is told
+    (default: `length`).
     """
 
     document: np.ndarray
@@ -44,6 +45,7 @@ class Windows:
     first: np.ndarray
     stop: np.ndarray
     length: int
+    told: int | None = None
     prefix: Prefix | None = None
 
     def __len__(self) -> int:
