@@ -1,0 +1,114 @@
+"""What the delta rule does with each lane: transports enter the transition before the erase.
+
+S_t = (I - beta_t k_t k_t^T) T_t S_{t-1} + beta_t k_t v_t^T, o_t = q_t^T S_t. An orthogonal T_t is
+the same as turning q and k (the erase key included) by their own phases; a gate is a factor of T_t.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from lcx import lanes as L
+from lcx.errors import ConfigError
+from lcx.mixers import CHUNKED, QUADRATIC, STEP, Mixer, Support, refuses
+from lcx.ops import pairs
+from lcx.ops.conv import ConvState
+from lcx.ops.linear import linear_attention
+from lcx.types import wide, wide_dtype
+
+_ALL = Support((QUADRATIC, CHUNKED, STEP))
+_ERASE = refuses("R3", "a factor on the weights of pairs is definable, but the erase would then "
+                 "act on a memory that is not the one read: no longer a delta rule")
+SUPPORTS = {
+    L.Rotation: _ALL,
+    L.Householder: _ALL,
+    L.Separable: _ALL,
+    L.Temperature: Support((QUADRATIC, CHUNKED, STEP), code="R4", reason=(
+        "a factor of a query's whole output cancels in the scale-free output norm")),
+    L.Toeplitz: _ERASE,  # EventuallyConstant with it
+    L.Pairwise: _ERASE,
+    L.Piecewise: refuses("R3", "a rotation that depends on the pair has no transition that the "
+                         "memory could take before the erase"),
+}
+
+
+@struct.dataclass
+class DeltaState:
+    """Memory [B,H,K,V] wide; the inputs that the short convolution still reads; segment [B] of the
+    last token; what the scheme remembers."""
+
+    memory: jax.Array
+    conv: ConvState
+    segment: jax.Array
+    carry: Any
+
+
+class DeltaMixer(Mixer):
+    """Shared by mixers whose core is a delta rule with one decay per head."""
+
+    family = "delta"
+    supports = SUPPORTS
+
+    def recur(self, query: jax.Array, key: jax.Array, value: jax.Array, seq: L.Sequence,
+              lanes: L.Lanes, state: DeltaState | None, *, beta: jax.Array, log_decay: jax.Array):
+        """query (scaled), key (unit) [B,T,H,K], value [B,T,H,V], beta, log_decay (<= 0) [B,T,H].
+
+        Returns out [B,T,H,V] in the dtype of value, the memory and the segment of the last token.
+        """
+        if self.form not in ("auto", *self.forms):
+            raise ConfigError(f"form={self.form!r}: choose one of {('auto', *self.forms)}")
+        batch, length, heads, _ = key.shape
+        self.sow("intermediates", "inner", dict(query=query, key=key, value=value, beta=beta,
+                                                log_decay=log_decay))
+        memory, last = None, L.nothing_seen(batch)
+        if state is not None:
+            memory, last = state.memory, last.replace(segment=state.segment)
+        _, starts, last = L.advance(seq.replace(ids=seq.ids[..., :1]), last)
+        log_decay = sum((wide(bias.increment) for bias in lanes.bias), wide(log_decay))
+        if isinstance(lanes.transport, L.Rotation):
+            query, key = pairs.rotated(pairs.Queries(query, seq), pairs.Keys(key, value, seq),
+                                       lanes.transport, self.site().rotary_dim)
+        rows = dict(query=query, erase=key, value=value, beta=beta, log_decay=log_decay)
+        if seq.segment is not None or state is not None:
+            rows["start"] = jnp.broadcast_to(starts, (batch, length))
+        path = isinstance(lanes.transport, L.Householder)
+        if path:
+            rows = _with_path(rows, lanes.transport)
+            length = 2 * length
+        chunk = dict(chunk=length) if self.form == QUADRATIC else {}
+        out, memory = linear_attention(
+            rows.pop("query"), None, rows.pop("value"), state=memory, **rows, **chunk,
+            form="recurrent" if self.form == STEP else "chunked")
+        out = out[:, 1::2] if path else out
+        self.sow("intermediates", "outer", out)
+        return out, memory.astype(wide_dtype()), last.segment
+
+    def empty_state(self, batch: int, value_dim: int, conv: ConvState) -> DeltaState:
+        """The state before any token."""
+        site, (_, carry) = self.site(), self.structure(batch)
+        memory = jnp.zeros((batch, site.num_heads, site.key_dim, value_dim), wide_dtype())
+        return DeltaState(memory, conv, L.nothing_seen(batch).segment, carry)
+
+
+def _with_path(rows: dict, path: L.Householder) -> dict:
+    """Each token as two: decay and I - beta w w^T, writing nothing; then the token's delta rule.
+
+    Arrays [B,T,...] -> [B,2T,...]; the second of each two reads.
+    """
+    batch, length, heads, _ = rows["erase"].shape
+    fits = lambda a: jnp.broadcast_to(pairs.repeat_heads(a, heads), (batch, length, heads,
+                                                                     *a.shape[3:]))
+    none = {name: jnp.zeros_like(a) for name, a in rows.items()}
+    before, content = ("log_decay", "start"), ("query", "value")
+    first = dict(rows, **{name: none[name] for name in content}, erase=fits(path.vector),
+                 beta=fits(path.beta))
+    second = dict(rows, **{name: none[name] for name in before if name in rows})
+
+    def weave(a, b):
+        return jnp.stack([a.astype(b.dtype), b], 2).reshape(batch, 2 * length, *b.shape[2:])
+
+    return {name: weave(first[name], second[name]) for name in rows}

@@ -1,0 +1,95 @@
+"""Gated DeltaNet: a delta rule whose memory also fades by a learned gate."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lcx.lanes import Lanes, Sequence, Site
+from lcx.layers import Dense, RmsNorm, ShortConv
+from lcx.mixers.delta_family import DeltaMixer
+from lcx.ops import conv
+from lcx.types import wide
+
+
+class GatedDeltaNet(DeltaMixer):
+    """Gated DeltaNet (arXiv:2412.06464): [B,T,D] -> [B,T,D].
+
+    S_t = (I - beta_t k_t k_t^T) alpha_t S_{t-1} + beta_t k_t v_t^T, read by q_t K^-1/2; q, k and v
+    pass a bias-free short convolution and SiLU, q and k are L2-normalised, beta = sigmoid(W_b x)
+    and alpha = exp(-exp(A) softplus(W_a x + dt)). The output is W_o (RMSNorm(o) * SiLU(W_z x)),
+    the norm per head.
+
+    head_dim: K, about 3/4 width/num_heads (and even) if None, so that with expand_v = 2 = V/K a
+    layer has 6 width^2 weights; conv_window: tokens that the convolution reads. exp(A) starts
+    uniform in (0.01, 16), softplus(dt) log-uniform in (1e-3, 1e-1), projections normal with
+    variance 1/fan_in.
+    """
+
+    num_heads: int = 4
+    head_dim: int | None = None
+    expand_v: float = 2.0
+    conv_window: int = 4
+
+    paper: ClassVar[str] = "arXiv:2412.06464"
+    examples: ClassVar[tuple[dict, ...]] = ({}, dict(num_heads=2, head_dim=8, expand_v=1))
+
+    def site(self) -> Site:
+        dim = self.head_dim or max(2, 2 * (3 * self.width // (8 * self.num_heads)))
+        return Site(self.num_heads, self.num_heads, dim, dim, self.width, self.train_length)
+
+    @property
+    def value_dim(self) -> int:
+        """V, channels of a value."""
+        return int(self.site().key_dim * self.expand_v)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, seq: Sequence, state: Any = None,
+                 shared: Lanes | None = None) -> tuple[jax.Array, Any]:
+        heads, dim, value_dim = self.num_heads, self.site().key_dim, self.value_dim
+        hidden = Dense((heads, 2 * dim + value_dim), ("heads", "head_dim"), name="qkv")(x)
+        # heads stay whole in the flat channels, so that a mesh splits both alike
+        flat, tail = ShortConv(self.conv_window, name="conv")(
+            hidden.reshape(*x.shape[:2], -1), seq, None if state is None else state.conv)
+        query, key, value = jnp.split(nn.silu(flat).reshape(hidden.shape), (dim, 2 * dim), -1)
+        query, key = _unit(query) * dim**-0.5, _unit(key)
+        beta = nn.sigmoid(wide(Dense((heads,), ("heads",), name="beta")(x)))
+        per_head = lambda name, init: wide(self.param(
+            name, nn.with_logical_partitioning(init, ("heads",)), (heads,)))
+        rate = wide(Dense((heads,), ("heads",), name="rate")(x)) + per_head("dt_bias", _dt_bias)
+        log_decay = -jnp.exp(per_head("a_log", _a_log)) * nn.softplus(rate)
+
+        lanes, carry = self.see(x, seq, None if state is None else state.carry, shared)
+        out, memory, segment = self.recur(query.astype(x.dtype), key.astype(x.dtype), value, seq,
+                                          lanes, state, beta=beta, log_decay=log_decay)
+        gate = Dense((heads, value_dim), ("heads", "value_dim"), name="gate")(x)
+        out = RmsNorm("value_dim", name="norm")(out) * nn.silu(gate)
+        out = Dense((self.width,), ("width",), ("heads", "value_dim"), scale=self.output_scale,
+                    name="out")(out)
+        if state is not None:
+            state = state.replace(memory=memory, conv=tail, segment=segment, carry=carry)
+        return out, state
+
+    def init_state(self, batch: int, max_length: int, dtype=jnp.float32) -> Any:
+        channels = self.num_heads * (2 * self.site().key_dim + self.value_dim)
+        tail = conv.init_state(batch, self.conv_window, channels, dtype)
+        return self.empty_state(batch, self.value_dim, tail)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    """x / sqrt(sum x^2 + 1e-6), wide."""
+    x = wide(x)
+    return x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-6)
+
+
+def _a_log(key, shape, dtype=jnp.float32):
+    return jnp.log(jax.random.uniform(key, shape, dtype, 0.01, 16.0))
+
+
+def _dt_bias(key, shape, dtype=jnp.float32):
+    shortest, longest = jnp.log(jnp.array([1e-3, 1e-1], dtype))
+    dt = jnp.exp(jax.random.uniform(key, shape, dtype, shortest, longest))
+    return dt + jnp.log(-jnp.expm1(-dt))  # the inverse of softplus
