@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,6 +20,11 @@ def texts(sizes, *, vocab=50, seed=0):
     draw = np.random.default_rng(seed)
     return [Text(f"text-{n}", draw.integers(0, vocab, size).astype(np.int32),
                  draw.integers(1, 4, size).astype(np.int32)) for n, size in enumerate(sizes)]
+
+
+def _too_much(inputs, number):
+    """Losses by way of a petabyte, so that the runtime's own error is what is caught."""
+    return inputs + jnp.cumsum(jnp.broadcast_to(number, (10**7, 10**8)), axis=0)[-1, -1]
 
 
 @dataclasses.dataclass(eq=False)  # like a Linen module, found by identity
@@ -48,7 +52,7 @@ class StandIn:
         if self.ends_at is not None and inputs.shape[1] > self.ends_at:
             raise ConfigError(f"the table ends at {self.ends_at}")
         if self.memory is not None and inputs.size > self.memory:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte.")
+            return _too_much(inputs, variables["scale"]), None
         before = jnp.zeros((inputs.shape[0],), jnp.int32) if state is None else state
         total = before[:, None] + jnp.cumsum(inputs, axis=1)
         seen = (seq.index + 1).astype(jnp.float32)
