@@ -61,16 +61,19 @@ def _draw(name, caption, rows, found, paint, folder: Path, stamp: str) -> Figure
     looks = styles(arms(rows))
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         # No pyplot: nothing global, and the same picture whatever the user's own settings.
-        legend_rows = math.ceil(len(found) / 2)
-        canvas = Canvas(figsize=(6.2, 3.9 + 0.17 * legend_rows), layout="constrained")
-        canvas.get_layout_engine().set(rect=(0, 0.035, 1, 0.965))
+        # Small, so that its type is still read at the width of a telephone.
+        handles = _legend(found, looks)
+        columns = 2 if max(len(h.get_label()) for h in handles) < 30 else 1
+        height = 3.4 + 0.17 * math.ceil(len(handles) / columns)
+        canvas = Canvas(figsize=(5.2, height), layout="constrained")
+        canvas.get_layout_engine().set(rect=(0, 0.14 / height, 1, 1 - 0.14 / height))
         axes = canvas.subplots()
-        one_mixer = len({arm.mixer for arm in found}) == 1
         for arm, points in found.items():
-            _line(axes, arm.label(mixers=not one_mixer), points, looks[arm])
+            _line(axes, points, looks[arm])
         paint(axes, rows, found)
-        canvas.legend(loc="outside lower center", ncols=2, handlelength=3.5)
-        canvas.text(0.012, 0.01, stamp, fontsize=5.5, color="#666666")
+        axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16),
+                    ncols=columns, handlelength=3)
+        canvas.text(0.01, 0.05 / height, stamp, fontsize=5, color="#666666")
         return Figure(name, caption, *_save(canvas, folder, name, caption, stamp))
 
 
@@ -82,17 +85,35 @@ def styles(all_arms: Sequence[Arm]) -> Mapping[Arm, dict[str, Any]]:
     found = {}
     for arm in all_arms:
         scheme, mixer = schemes.index((arm.position, arm.note)), mixers.index(arm.mixer)
-        found[arm] = dict(color=COLOURS[scheme % len(COLOURS)], linestyle=DASHES[mixer % 5],
+        colour = COLOURS[scheme % len(COLOURS)]
+        found[arm] = dict(color=colour, linestyle=DASHES[mixer % len(DASHES)],
                           marker=MARKERS[scheme % len(MARKERS)],
-                          markerfacecolor=None if mixer % 2 == 0 else "white")
+                          markerfacecolor=colour if mixer % 2 == 0 else "white")
     return found
 
 
-def _line(axes, label: str, points: list[Point], look: Mapping[str, Any]) -> None:
+def _legend(found, looks) -> list[Any]:
+    """An entry per scheme (colour, marker); where there are several mixers, one per dash too."""
+    from matplotlib.lines import Line2D
+
+    several = len({arm.mixer for arm in found}) > 1
+    handles = {}
+    for arm in found:
+        label = Arm("", arm.position, arm.note).label()
+        look = dict(looks[arm], markersize=4.5)
+        if several:
+            look |= dict(linestyle="none", markerfacecolor=look["color"], markersize=6)
+        handles.setdefault(label, Line2D([], [], label=label, **look))
+    for arm in found:
+        if several and f"on {arm.mixer}" not in handles:
+            handles[f"on {arm.mixer}"] = Line2D([], [], label=f"on {arm.mixer}", color="#444444",
+                                                linestyle=looks[arm]["linestyle"])
+    return list(handles.values())
+
+
+def _line(axes, points: list[Point], look: Mapping[str, Any]) -> None:
     x = [p.length for p in points]
-    look = {k: v for k, v in look.items() if v is not None}
-    axes.plot(x, [p.estimate.value for p in points], label=label, linewidth=1.5, markersize=4.5,
-              **look)
+    axes.plot(x, [p.estimate.value for p in points], linewidth=1.5, markersize=4.5, **look)
     if all(p.low is not None for p in points):
         axes.fill_between(x, [p.low for p in points], [p.high for p in points],
                           color=look["color"], alpha=0.15, linewidth=0)
@@ -125,15 +146,16 @@ def _paint_bpb(axes, rows, found) -> None:
     axes.set_title("Bits per byte against context length")
     if (row := baseline(rows)) is not None:
         axes.axhline(row["value"], color="#888888", linewidth=1)
-        axes.annotate("unigram: knows no context", (1, row["value"]), ha="right", va="bottom",
-                      xycoords=("axes fraction", "data"), xytext=(0, 2), fontsize=7.5,
+        # To the left, where trained models lie well below it.
+        axes.annotate("unigram: knows no context", (0, row["value"]), ha="left", va="bottom",
+                      xycoords=("axes fraction", "data"), xytext=(3, 2), fontsize=7.5,
                       textcoords="offset points", color="#666666")
 
 
 def _paint_gap(axes, rows, found) -> None:
     _length_axis(axes, rows, found, "context before the scored block (tokens)")
-    axes.set_ylabel("G: bpb minus bpb at train length")
-    axes.set_title("What more context than in training costs (+) or gains (-)")
+    axes.set_ylabel("G: bpb minus bpb at the train length")
+    axes.set_title("What context past the train length costs")
     axes.axhspan(-STABLE_WITHIN, STABLE_WITHIN, color="#bbbbbb", alpha=0.35, linewidth=0)
     axes.axhline(0, color="#444444", linewidth=0.8)
 

@@ -17,7 +17,7 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto;
   max-width: 56rem; padding: 1rem; overflow-wrap: break-word; }
 h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-figure { margin: 1rem 0; } figure svg { width: 100%; max-width: 46rem; height: auto;
+figure { margin: 1rem 0; } figure svg { width: 100%; max-width: 40rem; height: auto;
   display: block; }
 figcaption, .small { font-size: .85rem; color: #555; }
 .wide { overflow-x: auto; border: 1px solid #ddd; border-radius: 4px; }

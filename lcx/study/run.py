@@ -9,7 +9,7 @@ import math
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,31 +64,61 @@ def check(config: ConfigDict) -> None:
                               config.experiment.model.vocab_size or 256}))
 
 
-def run_member(config: ConfigDict, folder: str | Path | None = None) -> dict[str, Any]:
+def run_member(config: ConfigDict, folder: str | Path | None = None, *,
+               test: bool = True) -> dict[str, Any]:
     """Train and evaluate one config in its folder; returns its status. A finished one is skipped.
 
-    A half-done run goes on from its last checkpoint. Whatever ends it is written to status.json
-    and raised again. Raises Busy where another process holds the folder.
+    A half-done run goes on from its last checkpoint; without `test` it stops before the ladder.
+    Whatever ends it is written to status.json and raised again. Raises Busy where another process
+    holds the folder.
     """
     folder = Path(folder or folder_of(config))
     with locked(folder), _logged(folder) as write_log:
         if (status := read_status(folder))["state"] == "finished":
             return status
-        began = time.monotonic()
         write_atomically(folder / "config.json", canonical_json(config) + "\n")
-        write_status(folder, "running", pid=os.getpid())
-        try:
+        with _status(folder, write_log) as seconds:
+            began = time.monotonic()
             train_member(config, folder)
-            trained = time.monotonic()
+            seconds["train_seconds"] = round(time.monotonic() - began, 1)
+            if not test:
+                return write_status(folder, "waiting", note="trained, not evaluated", **seconds)
             evaluate(folder)
-        except BaseException as error:
-            state = "waiting" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
-            write_status(folder, state, error=_one_line(error))
-            write_log("".join(traceback.format_exception(error)))
-            raise
-        return write_status(folder, "finished", train_seconds=round(trained - began, 1),
-                            evaluate_seconds=round(time.monotonic() - trained, 1),
-                            **dict(zip(("code_version", "dirty"), code_version())))
+        return read_status(folder)
+
+
+def evaluate_member(folder: str | Path, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Evaluate a trained run, under its own config or with overrides; returns the new rows."""
+    folder = Path(folder)
+    config = None
+    if overrides:
+        config = load(str(_config_file(folder)), overrides)
+        if run_id(config) == run_id(load(str(_config_file(folder)))):
+            config = None  # runtime only: the same measurement
+    else:
+        _config_file(folder)
+    with locked(folder), _logged(folder) as write_log:
+        if config is not None:
+            return evaluate(folder, config)
+        with _status(folder, write_log):
+            return evaluate(folder)
+
+
+@contextlib.contextmanager
+def _status(folder: Path, write_log: Callable[[str], Any]) -> Iterator[dict[str, float]]:
+    """status.json says running, then finished, failed, or waiting after a request to stop."""
+    write_status(folder, "running", pid=os.getpid())
+    seconds, began = {}, time.monotonic()
+    try:
+        yield seconds
+    except BaseException as error:
+        state = "waiting" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
+        write_status(folder, state, error=_one_line(error))
+        write_log("".join(traceback.format_exception(error)))
+        raise
+    if read_status(folder)["state"] == "running":
+        write_status(folder, "finished", **seconds, seconds=round(time.monotonic() - began, 1),
+                     **dict(zip(("code_version", "dirty"), code_version())))
 
 
 def train_member(config: ConfigDict, folder: Path) -> None:
@@ -139,10 +169,7 @@ def evaluate(folder: str | Path, config: ConfigDict | None = None) -> list[dict[
 def open_run(folder: str | Path, config: ConfigDict | None = None) -> Run:
     """Restore a run's parameters, verified, under its own config or another."""
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"{folder} is not a run: it has no config.json; give a folder "
-                          "runs/<name>/<run id>")
-    config = config or load(str(folder / "config.json"))
+    config = config or load(str(_config_file(folder)))
     _compile_cache(config)
     full, data = _with_data(config)
     model = _model(full)
@@ -164,6 +191,13 @@ def open_run(folder: str | Path, config: ConfigDict | None = None) -> Run:
                     if k != "params"}
         variables = {"params": params, **jax.jit(beside)()}
     return Run(folder, config, data, model, variables, steps[-1])
+
+
+def _config_file(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{folder} is not a run: it has no config.json; give a folder "
+                          "runs/<name>/<run id>")
+    return folder / "config.json"
 
 
 def fairness(run: Run) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where a run stands, in its status.json (running, finished, failed), and the lock on its folder."""
+"""Where a run stands, in its status.json, and the lock on its folder."""
 
 from __future__ import annotations
 

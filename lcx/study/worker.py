@@ -23,7 +23,7 @@ def main() -> None:
         os.sched_setaffinity(0, json.loads(sys.argv[1]))
     requests: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
-    from lcx.cli.logs import set_up
+    from lcx.study.logs import set_up
 
     set_up()
     while True:

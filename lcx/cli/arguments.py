@@ -1,0 +1,42 @@
+"""Arguments and output that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lcx.errors import ConfigError
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """CONFIG, as a word or as --config=CONFIG, with overrides."""
+    parser.add_argument("config", nargs="?", metavar="CONFIG", help="PATH.py[:ARG]")
+    parser.add_argument("--config", dest="config_option", metavar="CONFIG",
+                        help="the same as an option; --config.KEY=VALUE overrides a key")
+    parser.set_defaults(takes_overrides=True)
+
+
+def config_of(arguments: argparse.Namespace) -> str:
+    """The config that was named. Raises ConfigError unless there is exactly one."""
+    given = [c for c in (arguments.config, arguments.config_option) if c]
+    if len(given) != 1:
+        raise ConfigError(f"name one config: lcx {arguments.command} PATH.py[:ARG]"
+                          + (f", not {len(given)}" if given else ""))
+    return given[0]
+
+
+def command_line(arguments: argparse.Namespace) -> str:
+    """The command, as one would type it again."""
+    words = [arguments.command, config_of(arguments)]
+    words += [f"--config.{text}" for text in arguments.overrides]
+    return "lcx " + shlex.join(words)
+
+
+def print_json(records: Iterable[Mapping[str, Any]]) -> None:
+    """One object per line."""
+    for record in records:
+        sys.stdout.write(json.dumps(record) + "\n")

@@ -1,0 +1,31 @@
+"""Test a trained run at every length, under its own config or another.
+
+  lcx eval runs/quickstart/0a1b2c3d4e
+  lcx eval runs/quickstart/0a1b2c3d4e --config.experiment.eval.max_factor=32
+  lcx eval runs/quickstart/0a1b2c3d4e --config.experiment.model.position='{"name":"yarn"}'
+
+Rows under another config are added to the run's; they carry that config's hash and scheme.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from lcx.cli.arguments import print_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_folder", metavar="RUN", help="a folder runs/<name>/<run id>")
+    parser.set_defaults(takes_overrides=True)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from lcx.study import tables
+    from lcx.study.run import evaluate_member
+
+    rows = evaluate_member(arguments.run_folder, arguments.overrides)
+    if arguments.json:
+        print_json(rows)
+    else:
+        print(tables.text(tables.by_length(rows)))
+    return 0

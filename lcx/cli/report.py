@@ -1,0 +1,44 @@
+"""The table, figures and page of all runs under a folder, from their rows.
+
+  lcx report runs/quickstart
+  lcx report runs/quickstart --out paper/figures
+  lcx report runs/quickstart --json            every row as one JSON object
+
+Writes report.html, which needs nothing else, and each figure as SVG, PDF and PNG.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from lcx.cli.arguments import print_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", metavar="RUNS", help="a folder of runs, or one run")
+    parser.add_argument("--out", metavar="FOLDER", help="where to write (default RUNS/report)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.json:
+        from lcx.study.records import read
+
+        print_json(read(arguments.runs))
+        return 0
+    write(arguments.runs, arguments.out, print)
+    return 0
+
+
+def write(folder, out, say: Callable[[str], None]) -> None:
+    """Write a report and say what is in it."""
+    from lcx.study.report import report
+
+    done = report(folder, out=out)
+    say("")
+    say(done.text)
+    say("* the train length; G: bits per byte at the longest context minus those at the train "
+        "length")
+    for warning in done.warnings:
+        say(f"note: {warning}")
+    say(f"page: {done.page}")

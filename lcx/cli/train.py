@@ -1,0 +1,41 @@
+"""Train one config, then test it at every length.
+
+  lcx train configs/quickstart.py
+  lcx train configs/quickstart.py:full --config.experiment.model.position=alibi
+  lcx train configs/quickstart.py --config.runtime.mesh.fsdp=4 --no-eval
+
+The run lies in runs/<config's name>/<run id>/, where the id is a hash of the experiment part of the
+config. The same command goes on with a run that was stopped, and skips one that is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from lcx.cli.arguments import add_config, config_of, print_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument("--no-eval", action="store_true", help="stop before the length ladder")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from lcx.config import load
+
+    config = load(config_of(arguments), arguments.overrides)
+    from lcx.study import records, tables
+    from lcx.study.run import check, folder_of, run_member
+
+    check(config)
+    folder = folder_of(config)
+    status = run_member(config, folder, test=not arguments.no_eval)
+    rows = records.read(folder) if status["state"] == "finished" else []
+    if arguments.json:
+        print_json(rows)
+    elif rows:
+        print(tables.text(tables.by_length(rows)))
+        print(f"run: {folder}\nnext: lcx report {folder.parent}")
+    else:
+        print(f"run: {folder}\nnext: lcx eval {folder}")
+    return 0
