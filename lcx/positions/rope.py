@@ -44,9 +44,13 @@ class Rope(Position):
     def numbers(self) -> dict[str, np.ndarray]:
         return {"frequency": split_frequency(self.ladder())}
 
+    def rotation(self, seq: Sequence) -> Rotation:
+        """The lane value; schemes that do more than move the ladder extend it."""
+        return Rotation(self.number("frequency"), interleaved=self.interleaved)
+
     @nn.compact
     def lanes(self, x, seq: Sequence, carry: Any) -> tuple[Lanes, Any]:
-        return Lanes(Rotation(self.number("frequency"), interleaved=self.interleaved)), carry
+        return Lanes(self.rotation(seq)), carry
 
 
 def ladder(base: float, width: int) -> np.ndarray:

@@ -1,0 +1,56 @@
+"""ReRoPE: a rotation whose distance stops growing at a window."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from lcx.lanes import Lanes, Piecewise, Sequence
+from lcx.positions.rope import Rope
+
+
+class Rerope(Rope):
+    """ReRoPE (kexue.fm/archives/9708): RoPE at the distance min(id_i - id_j, window).
+
+    A near piece turns as usual; a far piece compares R_window q_i with the key as it is. It needs
+    no training: put it on a RoPE checkpoint, best with log_n beside it. window: train_length/2 if
+    None; a quarter to a half is good, the whole train_length is not.
+    """
+
+    window: int | None = None
+
+    structure: ClassVar[str] = "PW"
+    examples: ClassVar[tuple[dict, ...]] = ({}, dict(window=5))
+    paper: ClassVar[str] = "https://kexue.fm/archives/9708"
+
+    def numbers(self) -> dict[str, np.ndarray]:
+        window = self.site.train_length // 2 if self.window is None else self.window
+        return {**super().numbers(), "window": np.array(float(window))}
+
+    @nn.compact
+    def lanes(self, x, seq: Sequence, carry: Any) -> tuple[Lanes, Any]:
+        rotation = self.rotation(seq)
+        pieces = ((same, same), (at_window, at_zero), (at_zero, at_window))
+        pieces = pieces[:2] if self.site.causal else pieces
+        return Lanes(Piecewise(rotation, {"window": self.number("window")}, select, pieces)), carry
+
+
+def select(params, query_ids, key_ids):
+    """0 near, 1 far in the past, 2 far in the future."""
+    distance = query_ids - key_ids
+    return jnp.where(distance >= params["window"], 1, 2 * (distance <= -params["window"]))
+
+
+def same(params, ids):
+    return ids
+
+
+def at_window(params, ids):
+    return jnp.broadcast_to(params["window"], ids.shape)
+
+
+def at_zero(params, ids):
+    return jnp.zeros_like(ids)
