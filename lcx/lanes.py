@@ -220,6 +220,9 @@ def phase(rotation: Rotation, ids: jax.Array) -> jax.Array:
     tiny, and whole turns are dropped before the sum (a plain float32 product misses by 0.06 rad).
     """
     if rotation.axis is not None and ids.shape[-1] > 1:
+        if max(rotation.axis) >= ids.shape[-1]:  # a gather past the end would clamp in silence
+            raise ValueError(f"the rotation reads {max(rotation.axis) + 1} axes of the ids, the "
+                             f"sequence has {ids.shape[-1]}; give one axis (text) or all of them")
         ids = ids[..., jnp.array(rotation.axis)]
     else:
         ids = ids[..., :1]
@@ -252,20 +255,22 @@ def advance(seq: Sequence, last: Last) -> tuple[jax.Array, jax.Array, Last]:
     """Steps of the ids [B,T,A], segment starts [B,T] and the new `Last`.
 
     The one place where increments are zeroed at segment starts (before any exp), so that nothing
-    decays or turns across documents.
+    decays or turns across documents. A is that of `last`: further axes of the ids are not read.
     """
+    axes = last.ids.shape[-1]
+    ids = jnp.broadcast_to(seq.ids[..., :axes], (*seq.ids.shape[:2], axes))
     segment = jnp.ones_like(seq.order) if seq.segment is None else seq.segment
-    rows = max(segment.shape[0], seq.ids.shape[0], 1)
+    rows = max(segment.shape[0], ids.shape[0], 1)
     fits = lambda a: a[:1] if rows == 1 and a.shape[0] > 1 else a
     before = jnp.concatenate([jnp.broadcast_to(fits(last.segment)[:, None], (rows, 1)),
                               jnp.broadcast_to(segment, (rows, segment.shape[1]))[:, :-1]], axis=1)
     previous = jnp.concatenate(
-        [jnp.broadcast_to(fits(last.ids)[:, None], (rows, 1, seq.ids.shape[-1])),
-         jnp.broadcast_to(seq.ids, (rows, *seq.ids.shape[1:]))[:, :-1]], axis=1)
+        [jnp.broadcast_to(fits(last.ids)[:, None], (rows, 1, ids.shape[-1])),
+         jnp.broadcast_to(ids, (rows, *ids.shape[1:]))[:, :-1]], axis=1)
     starts = segment != before
-    step = jnp.where(starts[..., None], 0.0, seq.ids - previous)
+    step = jnp.where(starts[..., None], 0.0, ids - previous)
     like = lambda new, old: jnp.broadcast_to(new, old.shape).astype(old.dtype)
-    return step, starts, Last(like(seq.ids[:, -1], last.ids), like(segment[:, -1], last.segment))
+    return step, starts, Last(like(ids[:, -1], last.ids), like(segment[:, -1], last.segment))
 
 
 @struct.dataclass

@@ -16,7 +16,8 @@ from lcx.types import wide
 class LogN(Position):
     """Log-n scaled attention (kexue.fm/archives/8823): factor ln n / ln L0 on query i's logits.
 
-    n counts the tokens of the document up to the query; it never reads ids, which may be random.
+    n counts the tokens of the document up to the query; it never reads ids, which may be random,
+    so it stays as it is when ids shift, although the count is an absolute position.
     trained: the factor also below L0, for a model trained with it; else it starts at 1 from L0
     on, which fits any checkpoint. original_length: L0, train_length if None.
     """
@@ -24,9 +25,8 @@ class LogN(Position):
     trained: bool = False
     original_length: int | None = None
 
-    examples: ClassVar[tuple[dict, ...]] = ({}, dict(trained=True))
+    examples: ClassVar[tuple[dict, ...]] = (dict(original_length=4), dict(trained=True))
     paper: ClassVar[str] = "https://kexue.fm/archives/8823"
-    relative: ClassVar[bool] = False
 
     def numbers(self) -> dict[str, np.ndarray]:
         original = self.original_length or self.site.train_length
