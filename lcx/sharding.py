@@ -48,7 +48,7 @@ RULES: dict[str, Rule] = {
     "vocab": _SPLIT,
     "depth": _WHOLE,  # scanned layers
     "state": _WHOLE,
-    "rank": _WHOLE,  # low-rank bottlenecks (MLA latents, gate projections)
+    "rank": Rule(weight=("fsdp",)),  # low-rank bottlenecks (MLA latents, gate projections)
     "features": _WHOLE,  # feature maps
     "expert": _WHOLE,
     "kernel": _WHOLE,  # convolution taps
