@@ -84,7 +84,7 @@ def test_the_recurrent_gradient_is_a_finite_difference(x64):
     x, rng = draw(5, 5), np.random.default_rng(2)
     weight = np.tri(5) * rng.normal(size=(B, H, 5, 5))
     functional = jax.jit(lambda x: jnp.sum(weight * householder_scores(**x, form="recurrent")))
-    gradient = jax.grad(functional)(x)
+    gradient = jax.jit(jax.grad(functional))(x)
     for name in x:
         d = rng.normal(size=x[name].shape)
         up, down = (functional(x | {name: x[name] + s * 1e-5 * d}) for s in (1, -1))
@@ -93,12 +93,13 @@ def test_the_recurrent_gradient_is_a_finite_difference(x64):
 
 def test_no_erase_is_the_plain_product_and_bfloat16_accumulates_wide():
     x = {n: jnp.asarray(a, jnp.bfloat16) for n, a in draw(8, 8).items()}
-    got = householder_scores(**x | dict(beta=0 * x["beta"]))
+    score = jax.jit(lambda x: householder_scores(**x))
+    got = score(x | dict(beta=0 * x["beta"]))
     assert got.dtype == jnp.float32
     want = np.einsum("bthk,bshk->bhts", *(np.asarray(x[n], np.float64) for n in ("query", "key")))
     np.testing.assert_allclose(got, want, atol=1e-5)
     want = twin(**{n: np.asarray(a, np.float64) for n, a in x.items()}, offset=0)
-    agree(householder_scores(**x), want, 0.1)
+    agree(score(x), want, 0.1)
 
 
 def test_errors_say_what_to_do():

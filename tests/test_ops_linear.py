@@ -93,7 +93,8 @@ def test_bfloat16_operands_keep_a_float32_state(kind):
     gates = {n: jnp.asarray(x.pop(n)) for n in ("log_decay", "beta", "state") if n in x}
     x = {n: None if a is None else jnp.asarray(a, jnp.bfloat16) for n, a in x.items()}
     query, key, value = x.pop("query"), x.pop("key"), x.pop("value")
-    out, state = linear_attention(query, key, value, **x, **gates)
+    run = jax.jit(lambda q, k, v, r: linear_attention(q, k, v, **r))
+    out, state = run(query, key, value, x | gates)
     assert out.dtype == jnp.bfloat16 and state.dtype == jnp.float32
     full = {n: None if a is None else np.asarray(a, np.float64) for n, a in (x | gates).items()}
     key = None if key is None else np.asarray(key, np.float64)
@@ -134,7 +135,7 @@ def test_gradients_of_the_forms_agree(kind, x64):
 def test_gradients_are_finite_differences(kind, x64):
     functional, x = gradients(draw(kind, length=5), chunk=16)
     functional = jax.jit(functional)
-    gradient = jax.grad(functional)(x)
+    gradient = jax.jit(jax.grad(functional))(x)
     rng = np.random.default_rng(3)
     for name in x:
         direction = rng.normal(size=x[name].shape)

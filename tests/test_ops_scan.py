@@ -99,7 +99,7 @@ def test_the_gradient_of_the_scan_is_a_finite_difference(x64):
         x = dict(x)
         return jnp.sum(jnp.sin(diagonal_scan(x.pop("log_decay"), x.pop("value"), **x)[0]))
 
-    gradient = jax.grad(functional)(x)
+    gradient = jax.jit(jax.grad(functional))(x)
     for name in x:
         d = rng.normal(size=x[name].shape)
         up, down = (functional(x | {name: x[name] + s * 1e-5 * d}) for s in (1, -1))
@@ -110,7 +110,7 @@ def test_the_gradient_of_the_scan_is_a_finite_difference(x64):
 def test_closed_gates_have_finite_gradients(form):
     x = {n: jnp.asarray(a, jnp.float32) for n, a in draw(True).items()}
     x["log_decay"] = jnp.where(x["log_decay"] < -0.5, -jnp.inf, -1e-9)
-    gradient = jax.grad(lambda x: diagonal_scan(**x, form=form)[0].sum())(x)
+    gradient = jax.jit(jax.grad(lambda x: diagonal_scan(**x, form=form)[0].sum()))(x)
     assert all(np.isfinite(g).all() for g in gradient.values())
 
 
