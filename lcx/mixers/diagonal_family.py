@@ -1,0 +1,202 @@
+"""What an element-wise recurrence h_t = a_t * R_t h_{t-1} + u_t does with each lane.
+
+There is no query and no key: a gate adds to log a_t, a rotation turns pairs of *values* by each
+token's step before they decay (h_i = sum_j a_{j+1..i} R_{j-i} u_j where the gates of a pair are
+tied, VO-RoPE), and a static bias weighs u_j by exp(bias), which needs all pairs of tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from lcx import lanes as L
+from lcx.errors import ConfigError, Refusal, Unimplemented
+from lcx.lookup import file_name
+from lcx.mixers import CHUNKED, QUADRATIC, STEP, Mixer, Support, refuses, support_of
+from lcx.ops import pairs
+from lcx.ops.attention import cache
+from lcx.ops.conv import ConvState
+from lcx.ops.scan import diagonal_scan
+from lcx.types import wide, wide_dtype
+
+_RING = "unimplemented: ring buffer of near inputs beside a delayed state"
+_UNTIED = ("R10 the gates of a channel pair differ, so that a pair's weight is a product of 2 x 2 "
+           "matrices without a closed form")
+SUPPORTS = {
+    L.Rotation: Support((CHUNKED, STEP), {QUADRATIC: _UNTIED}),
+    L.Separable: Support((QUADRATIC, CHUNKED, STEP)),
+    L.EventuallyConstant: Support((QUADRATIC,), {CHUNKED: _RING, STEP: _RING}),
+    L.Toeplitz: Support((QUADRATIC,), {
+        CHUNKED: "unimplemented: FFT form", STEP: "R2 the kernel has no finite-rank state"}),
+    L.Householder: refuses("R1", "channels never mix: there is no query-key product to transport"),
+    L.Pairwise: refuses("R1", "there are no queries and keys for its kernel to read"),
+    L.Temperature: refuses("R1", "there is no query-key product to scale"),
+    L.Piecewise: Support(reason="value pairs with untied gates turn between decays, so that near "
+                         "and far ids need a ring buffer of inputs beside a delayed state"),
+}
+_AMPLITUDE = ("the rotation scales the query-key product (amplitude), and this mixer has none; "
+              "choose a scheme without it")
+_FORM = {"auto": None, QUADRATIC: "quadratic", CHUNKED: "chunked", STEP: "scan"}
+_CHUNK = 64  # queries whose pairs are weighed at once
+
+
+@struct.dataclass
+class DiagonalState:
+    """memory: h [B,H,K] wide, or a cache of inputs and gates where a bias weighs pairs; conv: the
+    inputs that the short convolution still reads; last: ids and segment; carry: the scheme's."""
+
+    memory: jax.Array | cache.KeyCache
+    conv: ConvState
+    last: L.Last
+    carry: Any
+
+
+class DiagonalMixer(Mixer):
+    """Shared by mixers whose core is an element-wise linear recurrence."""
+
+    family = "diagonal"
+    supports = SUPPORTS
+
+    def advance(self, seq: L.Sequence, lanes: L.Lanes, state: DiagonalState | None, batch: int):
+        """Steps of the ids [1 or B,T,A], segment starts [1 or B,T], the last token."""
+        axes = _axes(lanes)
+        ids = seq.ids[..., :axes]
+        ids = jnp.broadcast_to(ids, (*ids.shape[:-1], axes))
+        last = L.nothing_seen(batch, axes) if state is None else state.last
+        return L.advance(seq.replace(ids=ids), last)
+
+    def recur(self, log_decay: jax.Array, value: jax.Array, seq: L.Sequence, lanes: L.Lanes,
+              step: jax.Array, starts: jax.Array, memory: Any):
+        """log_decay (<= 0), value [B,T,H,K] -> h [B,T,H,K] wide and the next memory (or None)."""
+        rotation = lanes.transport
+        if rotation is not None and rotation.amplitude is not None:
+            raise Refusal("Rotation", file_name(type(self)), "R1", _AMPLITUDE)
+        self.sow("intermediates", "inner", dict(log_decay=log_decay, value=value))
+        for bias in lanes.bias:
+            if isinstance(bias, L.Separable):
+                log_decay = log_decay + wide(bias.increment)[..., None]
+        if self.over_pairs(lanes):
+            out, memory = _over_pairs(log_decay, value, seq, lanes, memory)
+        else:
+            before = memory
+            out, memory = self._scan(log_decay, value, rotation, step, starts, before)
+            memory = None if before is None else memory.astype(before.dtype)
+        self.sow("intermediates", "outer", out)
+        return out, memory
+
+    def over_pairs(self, lanes: L.Lanes) -> bool:
+        """Whether these lanes need the weights of all pairs, and so a cache of inputs.
+
+        Raises Refusal or Unimplemented where the form that was asked for does not exist.
+        """
+        if self.form not in _FORM:
+            raise ConfigError(f"form={self.form!r}: choose one of {tuple(_FORM)}")
+        for lane in map(type, lanes.values()):
+            missing = support_of(type(self), lane).missing.get(self.form)
+            if missing is not None:
+                code, reason = missing.split(" ", 1)
+                name = f"{file_name(type(self))} in its {self.form} form"
+                if code.startswith("R"):
+                    raise Refusal(lane.__name__, name, code, reason)
+                raise Unimplemented(lane.__name__, name, reason)
+        static = any(isinstance(bias, L.Toeplitz) for bias in lanes.bias)
+        if static and lanes.transport is not None:
+            raise Unimplemented("Rotation", file_name(type(self)), "beside a bias that weighs "
+                                "pairs, a turned input would have to be kept for every past token")
+        return static
+
+    def _scan(self, log_decay, value, rotation, step, starts, before):
+        """The recurrence itself; the rotated channels and the rest run beside each other."""
+        run = functools.partial(diagonal_scan, start=starts, form=_FORM[self.form])
+        if rotation is None:
+            return run(log_decay, value, state=before)
+        width = 2 * rotation.frequency.shape[-1]
+        if width > value.shape[-1]:
+            raise ValueError(f"the rotation turns {width} channels, the mixer offers "
+                             f"{value.shape[-1]}")
+        # A query at i would see u_j turned back by id_i - id_j, hence the sign.
+        angle = jnp.broadcast_to(-L.phase(rotation, step)[:, :, None],
+                                 (*value.shape[:-1], width // 2))
+        halves = _halves if rotation.interleaved else lambda x: x
+        wholes = _interleave if rotation.interleaved else lambda x: x
+        turned = lambda x: None if x is None else halves(x[..., :width])
+        rest = lambda x: None if x is None else x[..., width:]
+        parts = [run(turned(log_decay), turned(value), state=turned(before), rotation=angle)]
+        parts[0] = jax.tree.map(wholes, parts[0])
+        if width < value.shape[-1]:
+            parts.append(run(rest(log_decay), rest(value), state=rest(before)))
+        return tuple(jnp.concatenate(part, -1) for part in zip(*parts))
+
+    def empty_state(self, batch: int, max_length: int, conv: ConvState) -> DiagonalState:
+        """The state before any token: h, or a cache of `max_length` inputs (`over_pairs`)."""
+        site, (lanes, carry) = self.site(), self.structure(batch)
+        shape = (site.num_heads, site.key_dim)
+        if self.over_pairs(lanes):
+            nothing = jnp.zeros((batch, 1, *shape), wide_dtype())
+            keys = pairs.Keys(nothing[..., :0], nothing, L.sequence(1, 1), _integral(nothing))
+            memory = cache.init(keys, batch, max_length)
+        else:
+            memory = jnp.zeros((batch, *shape), wide_dtype())
+        return DiagonalState(memory, conv, L.nothing_seen(batch, _axes(lanes)), carry)
+
+
+def _over_pairs(log_decay, value, seq, lanes, memory):
+    """h_i = sum_j exp(sum of log_decay over (j,i] + bias_ij) u_j, one chunk of i after another."""
+    total = _integral(log_decay, None if memory is None else memory.total)
+    keys = pairs.Keys(value[..., :0], value, seq.replace(length=None), total)
+    if memory is not None:
+        keys, _, memory = cache.append(memory, keys)
+    static = tuple(bias for bias in lanes.bias if isinstance(bias, L.Toeplitz))
+    inputs = jnp.moveaxis(keys.value, 1, -1)[..., None, :]  # [B,H,K,1,S]
+    batch, length, heads, size = value.shape
+    count = -(-length // _CHUNK)
+    chunk = -(-length // count)
+
+    def split(a):  # [B,T,...] -> [count,B,chunk,...]; padded queries repeat the last one
+        a = jnp.pad(a, [(0, 0), (0, count * chunk - length)] + [(0, 0)] * (a.ndim - 2), mode="edge")
+        return jnp.moveaxis(a.reshape(a.shape[0], count, chunk, *a.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def one(static, keys, inputs, part):
+        seq, total = part
+        queries = pairs.Queries(jnp.zeros((1, 1, heads, 0)), seq)
+        allowed = pairs.mask(seq, keys.seq)
+        bias = pairs.log_bias(queries, keys, static, allowed, 1.0)[:, :, None]  # [B,H,1,T,S]
+        gap = jnp.minimum(L.gap(total, keys.integral), 0.0)  # the future is masked
+        gap = gap.reshape(batch, heads, size, *gap.shape[-2:])
+        weights = jnp.where(allowed[:, None, None], jnp.exp(gap + bias), 0.0)
+        return jnp.moveaxis(jnp.sum(weights * inputs, -1), -1, 1)
+
+    parts = jax.tree.map(split, (seq.replace(length=None), total))
+    out = jax.lax.map(lambda part: one(static, keys, inputs, part), parts)
+    out = jnp.moveaxis(out, 0, 1).reshape(batch, count * chunk, heads, size)
+    return out[:, :length], memory
+
+
+def _integral(log_decay: jax.Array, before: L.Integral | None = None) -> L.Integral:
+    """Running sum [B,T,H*K] of gates [B,T,H,K]; a gate of -inf, which has none, is floored."""
+    floor = math.log(jnp.finfo(log_decay.dtype).tiny)
+    flat = log_decay.reshape(*log_decay.shape[:2], -1)
+    return L.integrate(jnp.maximum(flat, floor), before)
+
+
+def _axes(lanes: L.Lanes) -> int:
+    """How many axes of the ids the transport reads."""
+    axis = getattr(lanes.transport, "axis", None)
+    return 1 if axis is None else max(axis) + 1
+
+
+def _halves(x: jax.Array) -> jax.Array:
+    """Channel pairs (2m,2m+1) as (m,m+P)."""
+    return jnp.concatenate([x[..., 0::2], x[..., 1::2]], -1)
+
+
+def _interleave(x: jax.Array) -> jax.Array:
+    """Channel pairs (m,m+P) as (2m,2m+1)."""
+    return jnp.stack(jnp.split(x, 2, -1), -1).reshape(x.shape)
