@@ -25,9 +25,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = load(config_of(arguments), arguments.overrides)
     from lcx.study import records, tables
-    from lcx.study.run import check, folder_of, run_member
+    from lcx.study.preflight import check, check_data
+    from lcx.study.run import folder_of, run_member
 
     check(config)
+    check_data(config)  # before there is a folder
     folder = folder_of(config)
     status = run_member(config, folder, test=not arguments.no_eval)
     rows = records.read(folder) if status["state"] == "finished" else []

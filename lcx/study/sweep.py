@@ -98,7 +98,9 @@ def sweep(members: Sequence[Member], *, jobs: int = 1, command: str = "",
 class Worker:
     """A `lcx.study.worker` process, started on first use and again after it died."""
 
-    def __init__(self, cores: Sequence[int] | None, log: Path | None):
+    command = (sys.executable, "-m", "lcx.study.worker")
+
+    def __init__(self, cores: Sequence[int] | None = None, log: Path | None = None):
         self.cores, self.log = cores, log
         self.process: subprocess.Popen | None = None
 
@@ -126,7 +128,7 @@ class Worker:
             self.process.wait()
 
     def _start(self) -> None:
-        command = [sys.executable, "-m", "lcx.study.worker"]
+        command = [*self.command]
         command += [json.dumps(list(self.cores))] if self.cores else []
         stderr = open(self.log, "a") if self.log else None  # noqa: SIM115
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,

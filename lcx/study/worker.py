@@ -42,11 +42,14 @@ def _serve(request: dict[str, Any]) -> dict[str, Any]:
     import jax
 
     from lcx.config import from_values
-    from lcx.study.run import check, run_member
+    from lcx.study.preflight import check, check_data
+    from lcx.study.run import run_member
     from lcx.study.status import Busy
     try:
         if "check" in request:
-            check(from_values(request["check"]))
+            config = from_values(request["check"])
+            check(config)
+            check_data(config)
             return {"state": "ok"}
         return run_member(from_values(request["run"]))
     except Busy as error:

@@ -1,0 +1,81 @@
+"""What can be wrong with a run, found before it costs anything; and its data and model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+from ml_collections import ConfigDict
+
+from lcx import data as data_library
+from lcx import sharding
+from lcx.config import apply
+from lcx.errors import ConfigError
+from lcx.eval.lengths import contexts
+from lcx.model import build_model
+from lcx.ops.attention import api as attention
+
+
+def check(config: ConfigDict) -> None:
+    """Everything that needs neither data nor a compiler: mesh, batch, ladder, scheme on mixer.
+
+    Raises ConfigError, Refusal or Unimplemented.
+    """
+    experiment = config.experiment
+    mesh = sharding.make_mesh(**config.runtime.mesh)
+    ways = sharding.batch_ways(mesh) * experiment.train.accumulate
+    if ways < 1 or experiment.data.batch_size % ways:
+        raise ConfigError(f"experiment.data.batch_size={experiment.data.batch_size} must be a "
+                          f"multiple of {ways}: mesh ways x experiment.train.accumulate")
+    contexts(experiment.data.train_length, experiment.eval.max_factor)
+    for key in ("log_every", "checkpoint_every"):
+        if config.runtime[key] < 1:
+            raise ConfigError(f"runtime.{key} must be 1 or more, got {config.runtime[key]}")
+    if experiment.train.steps < 1:
+        raise ConfigError(f"experiment.train.steps must be 1 or more, got {experiment.train.steps}")
+    with attention.backend(config.runtime.backend):
+        model_of(apply(config, {
+            "experiment.model.vocab_size": experiment.model.vocab_size or 256}))
+
+
+def check_data(config: ConfigDict) -> None:
+    """Prepare the corpus and see that its documents reach the ladder's end.
+
+    Raises DataError or ConfigError.
+    """
+    _, data = with_data(config)
+    documents_of(config, data)
+
+
+def with_data(config: ConfigDict) -> tuple[ConfigDict, data_library.Data]:
+    """The config with the vocabulary's size filled in, and its data."""
+    data = data_library.load(config.experiment.data, seed=config.experiment.seed,
+                             cache=config.runtime.data_cache or None,
+                             process_index=jax.process_index(), process_count=jax.process_count())
+    if config.experiment.model.vocab_size is None:
+        config = apply(config, {"experiment.model.vocab_size": data.vocab_size})
+    data.require_vocab(config.experiment.model.vocab_size)
+    return config, data
+
+
+def documents_of(config: ConfigDict,
+                 data: data_library.Data) -> list[data_library.EvaluationDocument]:
+    """The documents of the ladder. Raises DataError where none is long enough."""
+    options, length = config.experiment.eval, config.experiment.data.train_length
+    return data.evaluation_documents(length * options.max_factor + length // 4,
+                                     split=options.split, limit=options.documents,
+                                     seed=options.seed)
+
+
+def model_of(config: ConfigDict) -> nn.Module:
+    return build_model(config.experiment.model, config.experiment.data.train_length)
+
+
+def use_compile_cache(config: ConfigDict) -> None:
+    """Keep compiled programs for later runs, unless the environment already says where."""
+    if config.runtime.compile_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        where = str(Path(config.runtime.compile_cache).expanduser())
+        jax.config.update("jax_compilation_cache_dir", where)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

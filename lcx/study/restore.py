@@ -1,0 +1,102 @@
+"""A trained run, opened again: its model with verified parameters, and what its rows must say."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from lcx import data as data_library
+from lcx import lookup, sharding
+from lcx.config import code_version, load, run_id
+from lcx.errors import ConfigError
+from lcx.lanes import sequence
+from lcx.ops.attention import api as attention
+from lcx.study import describe, flops
+from lcx.study.preflight import model_of, use_compile_cache, with_data
+from lcx.train import checkpoint, metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained model with all that evaluation needs."""
+
+    folder: Path
+    config: ConfigDict
+    data: data_library.Data
+    model: nn.Module
+    variables: Any
+    step: int
+
+
+def config_file(folder: Path) -> str:
+    """The resolved config of a run. Raises ConfigError where there is none."""
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{folder} is not a run: it has no config.json; give a folder "
+                          "runs/<name>/<run id>")
+    return str(folder / "config.json")
+
+
+def open_run(folder: str | Path, config: ConfigDict | None = None) -> Run:
+    """Restore a run's parameters from its last checkpoint, under its own config or another.
+
+    Raises CheckpointError on damage, CheckpointMismatch listing the leaves that do not fit.
+    """
+    folder = Path(folder)
+    config = config or load(config_file(folder))
+    use_compile_cache(config)
+    full, data = with_data(config)
+    model = model_of(full)
+    mesh = sharding.make_mesh(**full.runtime.mesh)
+    with jax.set_mesh(mesh):
+        inputs = jnp.zeros((1, full.experiment.data.train_length), jnp.int32)
+        seq = sequence(1, inputs.shape[1])
+        key = jax.random.key(full.experiment.seed)
+        boxed = dict(jax.eval_shape(model.init, key, inputs, seq))
+        abstract = jax.tree.map(
+            lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
+            nn.unbox(boxed["params"]), sharding.shardings(boxed["params"], mesh))
+        steps = checkpoint.steps(folder / "checkpoints")
+        params = checkpoint.load_params(folder / "checkpoints", abstract)
+
+        def constants() -> dict[str, Any]:
+            found = nn.unbox(model.init(key, inputs, seq))
+            return {name: value for name, value in found.items() if name != "params"}
+        variables = {"params": params, **jax.jit(constants)()}
+    return Run(folder, config, data, model, variables, steps[-1])
+
+
+def fairness(run: Run) -> dict[str, Any]:
+    """What every row of a run says beside its value."""
+    length, experiment = run.config.experiment.data.train_length, run.config.experiment
+    version, dirty = code_version()
+    logged = metrics.read(run.folder / "metrics.jsonl")
+    optimizer = lookup.build("lcx.train.optimizers", experiment.train.optimizer)
+    state = jax.eval_shape(lambda: run.model.init_state(1, length))
+    return dict(
+        run=run_id(load(config_file(run.folder))), config_hash=run_id(run.config),
+        position=describe.position(run.config), mixer=describe.mixer(run.config),
+        seed=experiment.seed, checkpoint_step=run.step,
+        parameters=sum(x.size for x in jax.tree.leaves(run.variables["params"])),
+        flops_per_token=_forward_flops(run.model, run.variables, length) // length,
+        state_size=sum(math.prod(x.shape) for x in jax.tree.leaves(state)
+                       if jnp.issubdtype(x.dtype, jnp.floating)),
+        train_tokens=logged[-1]["train_tokens"] if logged else "unknown",
+        learning_rate=optimizer.learning_rate,
+        learning_rate_tuned=experiment.train.learning_rate_tuned,
+        code_version=version, dirty=dirty)
+
+
+def _forward_flops(model: nn.Module, variables: Any, length: int) -> int:
+    """Of scoring one row of the train length; the plain attention, since kernels are opaque."""
+    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    with attention.backend("reference"):
+        return flops.count(
+            lambda v, i, t: model.apply(v, i, t, sequence(1, length), method="score")[0],
+            variables, tokens, tokens)
