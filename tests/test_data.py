@@ -277,15 +277,16 @@ def test_a_separator_cuts_one_file_into_documents(tmp_path):
 
 def test_evaluation_documents_are_long_chosen_by_seed_and_know_their_bytes(tmp_path, corpus):
     data = open_data(tmp_path, validation=0.5)
-    every = data.evaluation_documents(60)
-    assert all(len(d.tokens) >= 60 and d.token_bytes.sum() == len(d.tokens) for d in every)
+    reach = int(np.sort(data.splits["validation"].lengths)[-12])  # a length that one has exactly
+    every = data.evaluation_documents(reach)
+    assert all(len(d.tokens) >= reach and d.token_bytes.sum() == len(d.tokens) for d in every)
     assert [d.index for d in every] == sorted(d.index for d in every)
     lengths = data.splits["validation"].lengths
-    assert len(every) == (lengths >= 60).sum()
-    some = [d.name for d in data.evaluation_documents(60, limit=4)]
-    assert some == [d.name for d in data.evaluation_documents(60, limit=4)]
+    assert len(every) == (lengths >= reach).sum() >= 12
+    some = [d.name for d in data.evaluation_documents(reach, limit=4)]
+    assert some == [d.name for d in data.evaluation_documents(reach, limit=4)]
     assert len(some) == 4 and set(some) < {d.name for d in every}
-    assert any(some != [d.name for d in data.evaluation_documents(60, limit=4, seed=s)]
+    assert any(some != [d.name for d in data.evaluation_documents(reach, limit=4, seed=s)]
                for s in (1, 2, 3))
 
 

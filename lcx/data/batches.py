@@ -90,10 +90,7 @@ class Batches(Iterator[Batch]):
         return self
 
     def __next__(self) -> Batch:
-        try:
-            return next(self._iterator)
-        except DataError as error:  # grain appends a paragraph about tracebacks
-            raise DataError(str(error).partition("\n")[0]) from error
+        return next(self._iterator)
 
     @property
     def step(self) -> int:
