@@ -196,6 +196,22 @@ def test_a_table_that_ends_refuses_its_rungs_and_keeps_the_others():
     assert not pick(rows, "bpb_gap") and pick(rows, "stable_length")[12]["value"] is None
 
 
+def test_a_table_that_gives_nan_is_refused_in_its_own_words():
+    class Table(StandIn):
+        def apply(self, variables, inputs, targets, seq, state=None, method=None):
+            with jax.ensure_compile_time_eval():  # evaluated where the ids are known
+                inside = seq.ids[..., 0] < L
+                if not isinstance(inside, jax.core.Tracer) and not bool(inside.all()):
+                    raise ValueError(f"the table ends at {L}")
+            nll, state = super().apply(variables, inputs, targets, seq, state, method)
+            return jnp.where(inside, nll, jnp.nan), state
+
+    bpb = pick(climb(Table(), texts([90, 120, 200, 75])), "bpb")
+    assert {c: (r["extra"]["status"], r["extra"].get("reason")) for c, r in bpb.items()} == {
+        **{c: ("ok", None) for c in (4, 8, 12)},
+        **{c: ("refused", "the table ends at 16") for c in (16, 32, 64)}}
+
+
 def test_losses_that_are_not_finite_are_marked_not_averaged():
     rows = climb(StandIn(nan_at=30), texts([90, 120, 200, 75]))
     status = {c: r["extra"]["status"] for c, r in pick(rows, "bpb").items()}
@@ -335,6 +351,7 @@ def test_stable_and_useful_length_by_hand():
     assert stable(0.0, 0.01, 0.01).at_least
     assert stable_length({32: Estimate(0, 0, 0)}, train_length=16, asked=32).value is None
     useful = useful_length({8: Estimate(-1, -2, -0.5), 16: Estimate(-1, -2, 0.1),
-                            32: Estimate(-1, -2, -0.1), 64: Estimate(1)}, asked=64)
+                            32: Estimate(-1, -2, -0.1), 64: Estimate(-1, -2, 0.1),
+                            128: Estimate(-1)}, asked=64)
     assert (useful.value, useful.at_least) == (32, False)
     assert useful_length({8: Estimate(1, 0.5, 2)}, asked=64).value is None

@@ -15,10 +15,10 @@ from lcx.errors import ConfigError, Unimplemented
 from lcx.eval.lengths import contexts
 from lcx.eval.reporter import Reporter
 from lcx.eval.rows import check_fairness
-from lcx.eval.scorer import stream, vocab_size
+from lcx.eval.scorer import refusal, stream, vocab_size
 from lcx.eval.tally import Curve, Sums
-from lcx.eval.targets import Targets, choose, foreign_prefixes
-from lcx.eval.unigram import unigram_nll
+from lcx.eval.targets import choose, foreign_prefixes
+from lcx.eval.unigram import unigram_sums
 from lcx.eval.windows import Document, Windows
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def ladder(model: Any, variables: Any, documents: Sequence[Document], *, train_l
 
     def rows() -> Iterator[dict[str, Any]]:
         if unigram is not None:
-            yield report.baseline(_unigram_sums(documents, chosen, unigram))
+            yield report.baseline(unigram_sums(documents, chosen, unigram))
         for context in sorted(lengths, key=lambda c: (c != train_length, c)):
             # The rungs inside the train length share its shape, hence one program.
             windows = chosen.windows(context, at_least=train_length)
@@ -127,6 +127,9 @@ def _measure(model, variables, documents, windows, context, batch, chunk) -> Run
         sums.add(table.document[block], table.nll[block], table.bytes[block])
         curve.add(table)
     if bad:
+        if reason := refusal(model, variables, windows):
+            log.warning("context %d is refused: %s", context, reason)
+            return Rung(context, "refused", reason, batch)
         reason = f"{bad} losses are not finite: a diverged model, or a read past a table"
         log.warning("context %d: %s", context, reason)
         return Rung(context, "nan", reason, batch)
@@ -138,13 +141,3 @@ def out_of_memory(error: Exception) -> bool:
     text = str(error)
     return (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text
             or "out of memory" in text.lower())
-
-
-def _unigram_sums(documents, chosen: Targets, counts: np.ndarray) -> Sums:
-    nll, sums = unigram_nll(counts), Sums.zeros(len(documents))
-    for d, start in zip(chosen.document, chosen.start):
-        block = slice(start, start + chosen.block)
-        tokens, spans = documents[d].tokens[block], documents[d].token_bytes[block]
-        real = spans > 0
-        sums.add(np.full(real.sum(), d), nll[tokens[real]], spans[real])
-    return sums

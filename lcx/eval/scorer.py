@@ -80,6 +80,22 @@ def stream(model: Any, variables: Any, documents: Sequence[Document], windows: W
                      nll[row, step], arrays.bytes[row, step], arrays.targets[row, step])
 
 
+def refusal(model: Any, variables: Any, windows: Windows) -> str | None:
+    """Why a model cannot score such windows at all, in the words of its scheme, or None.
+
+    Traces the model once with its position ids known, where a scheme whose table ends can raise;
+    in the compiled program, which takes ids as arguments, it can only give NaN.
+    """
+    tokens = jax.ShapeDtypeStruct((1, windows.length), np.int32)
+    seq = lanes.sequence(1, windows.length, told_length=windows.told)
+    try:
+        jax.eval_shape(lambda v, i, t: model.apply(v, i, t, seq, state=None, method="score")[0],
+                       variables, tokens, tokens)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def vocab_size(model: Any) -> int:
     """Number of token ids that the model knows."""
     return int(model.vocab_size)
