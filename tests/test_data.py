@@ -309,6 +309,8 @@ def test_stdlib_is_there_and_quick_to_open_again(tmp_path):
     assert described["splits"]["validation"]["documents_at_least"][2048] >= 20
     assert not [n for n in names if "site-packages" in n or "/test/" in n]
     assert 3 < data.unigram_bits_per_byte() < 6
+    assert f"{described['counters']['documents']['kept']} documents" in data.summary()
+    assert f"{len(data.plan)} rows of 256" in data.summary()
     again = load(spec, cache=tmp_path)
     assert again.content_hash == data.content_hash
     assert_same(take(again.train_batches(), 2), take(data.train_batches(), 2))

@@ -140,6 +140,24 @@ class Data:
                        for name, tokens in self.splits.items()},
         }
 
+    def summary(self) -> str:
+        """A few lines for a terminal: what was read, what was left out, how long documents are."""
+        counters = self.prepared.counters
+        skipped = counters["documents"]["skipped"]
+        why = ", ".join(f"{n} {reason}" for reason, n in sorted(skipped.items())) or "none"
+        lines = [f"{counters['documents']['kept']} documents, {counters['bytes']['kept']:,} bytes "
+                 f"(skipped: {why}); vocabulary {self.vocab_size}; {self.prepared.folder}"]
+        for name, tokens in self.splits.items():
+            reach = evaluation.reach_table(tokens.lengths).items()
+            table = ", ".join(f"{n} of {length // 1024}k+" for length, n in reach) or "all below 1k"
+            lines.append(f"{name:<11}{len(tokens.lengths):>8} documents "
+                         f"{int(tokens.offsets[-1]):>14,} tokens: {table}")
+        plan = self.plan.describe()
+        lines.append(f"training   {plan['rows']:>8} rows of {self.settings.train_length}, "
+                     f"{self.steps_per_epoch:.1f} steps an epoch; {plan['left_out']:,} targets "
+                     f"left out, {plan['padding']:,} of padding")
+        return "\n".join(lines)
+
     def _split(self, name: str) -> Tokens:
         if name not in self.splits:
             raise ConfigError(f"unknown split '{name}'" + did_you_mean(name, SPLITS))
