@@ -138,7 +138,7 @@ def test_adamw_is_optax_adamw():
         program = build_program(c, StandIn(), mesh)
         state, constants, data = program.init(), program.constants(), Batches(c)
         factor = lookup.build("lcx.train.schedules", c.experiment.train.schedule)
-        mask = {"embedding": False, "query": True, "key": True, "out": True, "scale": False,
+        mask = {"embedding": False, "query": True, "key": True, "out": True, "gain": False,
                 "slope": False}
         reference = optax.adamw(lambda n: 0.01 * factor(n, 6), b2=0.95, weight_decay=0.2,
                                 mask=mask)
@@ -164,7 +164,7 @@ def test_adamw_is_optax_adamw():
 def test_names_and_not_shapes_decide_which_weights_decay():
     abstract = jax.eval_shape(StandIn(depth=3).init, jax.random.key(0), jnp.ones((2, 8), int),
                               sequence_of({"inputs": jnp.ones((2, 8), int)}))["params"]
-    assert abstract["scale"].value.shape == (3, 16)  # a matrix by shape, a norm by name
+    assert abstract["gain"].value.shape == (3, 16)  # a matrix by shape, a norm by name
     assert {n for n, d in flat(decayed(abstract)).items() if d} == {"query", "key", "out"}
 
 
@@ -192,6 +192,36 @@ def test_position_draws_change_with_the_step_and_the_seed_and_with_nothing_else(
     assert noise(repeat=True) == noise(repeat=True)
     assert len(set(noise(repeat=True))) == 3, c
     assert noise(repeat=True, seed=1)[0] != noise(repeat=True)[0]
+
+
+def test_members_that_differ_in_numbers_only_share_one_program():
+    texts = set()
+    for changes in [dict(), dict(seed=5, steps=77, optimizer=dict(name="adamw", learning_rate=.5))]:
+        c = config(**changes)
+        mesh = sharding.make_mesh(1, 1, 1)
+        with jax.set_mesh(mesh):
+            program = build_program(c, StandIn(), mesh)
+            batch = program.place(next(Batches(c)))
+            texts.add(program.step.lower(program.abstract, program.constants(), batch).as_text())
+    assert len(texts) == 1
+
+
+def test_ids_that_merely_count_are_shared_and_others_are_kept(single):
+    batch = next(Batches(config()))
+    shape = batch["inputs"].shape
+    ids = np.broadcast_to(np.arange(shape[1], dtype=np.float32)[:, None], (*shape, 1)).copy()
+    shared = single[2].place({**batch, "ids": ids})
+    assert "ids" not in shared
+    np.testing.assert_array_equal(sequence_of(shared).ids[0], ids[0])
+    moved = ids.copy()
+    moved[3, 5] += 1
+    np.testing.assert_array_equal(
+        sequence_of(single[2].place({**batch, "ids": moved})).ids, moved)
+    padding = {**batch, "document": batch["document"].copy(), "ids": moved}
+    padding["document"][3, 5:] = -1
+    assert "ids" not in single[2].place(padding)
+    segment = {**batch, "ids": ids, "segment": np.ones(shape, np.int32)}
+    assert {"ids", "segment"} <= set(single[2].place(segment))
 
 
 @pytest.mark.parametrize("mesh, changes, match", [

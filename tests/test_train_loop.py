@@ -107,7 +107,7 @@ def test_another_model_lists_every_leaf_and_loads_nothing(finished):
     with pytest.raises(CheckpointMismatch) as error:
         train(c, Batches(c), folder, model=StandIn(heads=4, depth=2))
     text = str(error.value)
-    for name in ("query", "out", "scale", "slope"):
+    for name in ("query", "out", "gain", "slope"):
         for leaf in (f"params.{name}", f"opt_state.0.mu.{name}", f"opt_state.0.nu.{name}"):
             assert f"  {leaf}: the checkpoint has" in text
     assert "12 leaves" in text and "embedding" not in text
@@ -245,6 +245,13 @@ def test_sigterm_saves_and_leaves_with_the_documented_code(tmp_path):
     assert stop.value.code == 75
     assert steps(tmp_path / "checkpoints") == [3]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sigterm_in_the_last_step_still_leaves_with_the_code(tmp_path):
+    c = config(steps=3)
+    with pytest.raises(Interrupted, match="after step 3 of 3"):
+        train(c, Signalled(c), tmp_path, model=StandIn())
+    assert int(train(c, Batches(c), tmp_path, model=StandIn()).step) == 3
 
 
 def test_data_that_ends_early_is_an_error(tmp_path):

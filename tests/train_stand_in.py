@@ -29,10 +29,10 @@ class StandIn(nn.Module):
         query = param("query", (WIDTH, self.heads, 4), "width", "heads", "head_dim")
         key = param("key", (WIDTH, self.kv_heads, 4), "width", "kv_heads", "head_dim")
         out = param("out", (self.heads, 4, WIDTH), "heads", "head_dim", "width")
-        scale = param("scale", (self.depth, WIDTH), "depth", "width", init=nn.initializers.ones)
+        gain = param("gain", (self.depth, WIDTH), "depth", "width", init=nn.initializers.ones)
         slope = param("slope", (self.heads,), "heads")
         base = self.variable("numbers", "base", lambda: jnp.asarray(np.arange(1.0, 5.0)))
-        x = shard(shard(table, "vocab width")[inputs], "batch length width") * scale.sum(0)
+        x = shard(shard(table, "vocab width")[inputs], "batch length width") * gain.sum(0)
         q = shard(jnp.einsum("btd,dhk->bthk", x, query), "batch length heads head_dim")
         k = jnp.repeat(jnp.einsum("btd,dhk->bthk", x, key), self.heads // self.kv_heads, 2)
         count = (seq.index + 1.0)[..., None, None]

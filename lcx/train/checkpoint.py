@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from lcx.errors import ConfigError
@@ -97,8 +99,12 @@ class Checkpoints:
         self.wait()
         if step not in steps(self.folder):
             raise CheckpointError(f"{self.folder}: the checkpoint of step {step} is not there")
+        if jax.process_count() > 1:
+            return  # the bytes of one process are not the whole
         manifest = _read_manifest(self.folder / str(step))
-        _read(self.folder / str(step), manifest, None, ("params", "optimizer"))
+        host = {name: np.empty(leaf["shape"], jnp.dtype(leaf["dtype"]))  # not onto the devices
+                for name, leaf in manifest["leaves"].items()}
+        _read(self.folder / str(step), manifest, host)
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, Saved] | None:
         """The newest good checkpoint, placed by `abstract`'s shardings (of any mesh), or None.
@@ -170,14 +176,14 @@ def load_params(folder: str | os.PathLike, abstract: Any, step: int | None = Non
     target = flat({"params": abstract})
     kept = {n: leaf for n, leaf in manifest["leaves"].items() if n.startswith("params.")}
     _compare(path, kept, target)
-    return unflat(_read(path, manifest, target, ("params",)), {"params": abstract})["params"]
+    return unflat(_read(path, manifest, target), {"params": abstract})["params"]
 
 
 def _restore(path: Path, abstract: TrainState) -> tuple[TrainState, Saved]:
     manifest = _read_manifest(path)
     target = flat(abstract)
     _compare(path, manifest["leaves"], target)
-    named = _read(path, manifest, target, ("params", "optimizer"))
+    named = _read(path, manifest, target)
     saved = Saved(manifest["step"], manifest["data"], manifest["tokens"])
     return unflat(named, abstract), saved
 
@@ -214,14 +220,14 @@ def _compare(path: Path, kept: Mapping[str, Any], target: Mapping[str, Any]) -> 
         )
 
 
-def _read(path: Path, manifest: Mapping[str, Any], target: Mapping[str, Any] | None,
-          items: tuple[str, ...]) -> dict[str, jax.Array]:
-    """The leaves of `items` by dotted path, verified against the manifest."""
+def _read(path: Path, manifest: Mapping[str, Any], target: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of `target` by dotted path, verified against the manifest."""
     named: dict[str, Any] = {}
-    split = dict(zip(("params", "optimizer"), _split(target))) if target else {}
-    for item in items:
+    for item, wanted in zip(("params", "optimizer"), _split(target)):
+        if not wanted:  # evaluation wants the parameters alone
+            continue
         try:
-            args = ocp.args.StandardRestore(split.get(item))
+            args = ocp.args.StandardRestore(wanted)
             named |= _reader(ocp.StandardCheckpointHandler(), path / item, args)
         except Exception as error:
             raise CheckpointError(f"{path / item} cannot be read: {error!r}") from error

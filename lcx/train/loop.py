@@ -111,7 +111,7 @@ def train(config: Any, data: DataIterator, run_dir: str | os.PathLike, *,
                 report(pending)  # nothing is saved that was not looked at
                 pending = None
                 checkpoints.save(step, state, data.get_state(), tokens)
-            if interrupt.asked and step < steps:
+            if interrupt.asked:  # even after the last step: what follows is not for this process
                 checkpoints.finish(step)
                 raise Interrupted(f"stopped on request after step {step} of {steps}, saved; "
                                   "run the same command again to go on")

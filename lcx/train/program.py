@@ -45,8 +45,9 @@ class Program:
                                     f"vocabulary is 0..{self.vocab_size - 1}; use the tokenizer "
                                     "that the model's vocab_size was set for")
         where = sharding.batch_sharding(self.mesh)
+        names = [n for n in AXES if n in batch and not (n == "ids" and _merely_count(batch))]
         return {name: jax.make_array_from_process_local_data(where, np.asarray(batch[name]))
-                for name in AXES if name in batch}
+                for name in names}
 
 
 def build_program(config: Any, model: nn.Module, mesh: Mesh) -> Program:
@@ -110,6 +111,18 @@ def build_program(config: Any, model: nn.Module, mesh: Mesh) -> Program:
         init=lambda: jax.jit(init_state, out_shardings=state_at)(init_key),
         constants=constants,
     )
+
+
+def _merely_count(batch: Mapping[str, np.ndarray]) -> bool:
+    """Whether the ids are 0..T-1 in every row (padding aside), which `sequence_of` gives anyway.
+
+    They are then shared by the rows: angles and biases are computed once and not B times.
+    """
+    ids = batch["ids"]
+    if batch.get("segment") is not None or ids.shape[-1] != 1:
+        return False
+    padding = batch["document"] < 0 if "document" in batch else False
+    return bool(np.all((ids[..., 0] == np.arange(ids.shape[1])) | padding))
 
 
 def _like_params(
