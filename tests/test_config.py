@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lcx.config import (
-    apply,
+    assign,
     base_config,
     canonical_json,
     code_version,
@@ -73,7 +73,7 @@ def test_every_mutated_key_is_caught_in_an_override():
                 if mutated in known:
                     continue
                 with pytest.raises(ConfigError, match="did you mean|Known:|needs|unknown"):
-                    apply(config, {mutated: value})
+                    assign(config, mutated, value)
                 caught += 1
     assert caught > 2000
 

@@ -24,6 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     width = max((len(record["name"]) for record in found), default=0)
     for record in found:
-        paper = f" ({record['paper']})" if record.get("paper") else ""
-        print(f"{record['name'].ljust(width)}  {record.get('summary', '')}{paper}")
+        summary, paper = record.get("summary", ""), record.get("paper") or ""
+        print(f"{record['name'].ljust(width)}  {summary}"
+              + (f" ({paper})" if paper not in summary else ""))
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import inspect
 import types
 import typing
@@ -43,8 +42,6 @@ def _checked(package: str, path: str, value: Any) -> Any:
         return [_checked(package, path, v) for v in value]
     value = spec(path, value)
     options = {k: v for k, v in value.items() if k != "name"}
-    if _absent(package):
-        return value
     try:
         cls = lookup.find(package, value["name"])
         lookup.check_options(cls, value["name"], options, INJECTED.get(package, ()))
@@ -53,13 +50,6 @@ def _checked(package: str, path: str, value: Any) -> Any:
     hints = _hints(cls)
     return {"name": value["name"],
             **{k: fit(v, hints.get(k, Any), f"{path}.{k}") for k, v in options.items()}}
-
-
-def _absent(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is None or not lookup.names(package)
-    except ModuleNotFoundError:
-        return True
 
 
 def fit(value: Any, hint: Any, path: str) -> Any:

@@ -12,10 +12,16 @@ from ml_collections import ConfigDict
 from lcx import data as data_library
 from lcx import sharding
 from lcx.config import apply
-from lcx.errors import ConfigError
+from lcx.errors import ConfigError, did_you_mean
 from lcx.eval.lengths import contexts
 from lcx.model import build_model
 from lcx.ops.attention import api as attention
+
+POSITIVE = ("experiment.model.width", "experiment.model.depth", "experiment.data.train_length",
+            "experiment.data.batch_size", "experiment.train.steps", "experiment.train.accumulate",
+            "experiment.eval.max_factor", "experiment.eval.targets", "experiment.eval.resamples",
+            "experiment.eval.batch_tokens", "runtime.log_every", "runtime.checkpoint_every")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def check(config: ConfigDict) -> None:
@@ -23,18 +29,20 @@ def check(config: ConfigDict) -> None:
 
     Raises ConfigError, Refusal or Unimplemented.
     """
+    for path in POSITIVE:
+        section, key = path.rsplit(".", 1)
+        if (value := _get(config, section)[key]) < 1:
+            raise ConfigError(f"{path} must be 1 or more, got {value}")
     experiment = config.experiment
     mesh = sharding.make_mesh(**config.runtime.mesh)
     ways = sharding.batch_ways(mesh) * experiment.train.accumulate
-    if ways < 1 or experiment.data.batch_size % ways:
+    if experiment.data.batch_size % ways:
         raise ConfigError(f"experiment.data.batch_size={experiment.data.batch_size} must be a "
                           f"multiple of {ways}: mesh ways x experiment.train.accumulate")
     contexts(experiment.data.train_length, experiment.eval.max_factor)
-    for key in ("log_every", "checkpoint_every"):
-        if config.runtime[key] < 1:
-            raise ConfigError(f"runtime.{key} must be 1 or more, got {config.runtime[key]}")
-    if experiment.train.steps < 1:
-        raise ConfigError(f"experiment.train.steps must be 1 or more, got {experiment.train.steps}")
+    if experiment.model.dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype '{experiment.model.dtype}'"
+                          + did_you_mean(experiment.model.dtype, DTYPES))
     with attention.backend(config.runtime.backend):
         model_of(apply(config, {
             "experiment.model.vocab_size": experiment.model.vocab_size or 256}))
@@ -79,3 +87,9 @@ def use_compile_cache(config: ConfigDict) -> None:
         where = str(Path(config.runtime.compile_cache).expanduser())
         jax.config.update("jax_compilation_cache_dir", where)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _get(config: ConfigDict, path: str) -> ConfigDict:
+    for key in path.split("."):
+        config = config[key]
+    return config

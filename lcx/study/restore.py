@@ -54,22 +54,21 @@ def open_run(folder: str | Path, config: ConfigDict | None = None) -> Run:
     full, data = with_data(config)
     model = model_of(full)
     mesh = sharding.make_mesh(**full.runtime.mesh)
-    with jax.set_mesh(mesh):
-        inputs = jnp.zeros((1, full.experiment.data.train_length), jnp.int32)
-        seq = sequence(1, inputs.shape[1])
-        key = jax.random.key(full.experiment.seed)
-        boxed = dict(jax.eval_shape(model.init, key, inputs, seq))
-        abstract = jax.tree.map(
-            lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
-            nn.unbox(boxed["params"]), sharding.shardings(boxed["params"], mesh))
-        steps = checkpoint.steps(folder / "checkpoints")
-        params = checkpoint.load_params(folder / "checkpoints", abstract)
+    inputs = jnp.zeros((1, full.experiment.data.train_length), jnp.int32)
+    seq = sequence(1, inputs.shape[1])
+    key = jax.random.key(full.experiment.seed)
+    boxed = dict(jax.eval_shape(model.init, key, inputs, seq))
+    abstract = jax.tree.map(
+        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
+        nn.unbox(boxed["params"]), sharding.shardings(boxed["params"], mesh))
+    steps = checkpoint.steps(folder / "checkpoints")
+    params = checkpoint.load_params(folder / "checkpoints", abstract)
 
-        def constants() -> dict[str, Any]:
-            found = nn.unbox(model.init(key, inputs, seq))
-            return {name: value for name, value in found.items() if name != "params"}
-        variables = {"params": params, **jax.jit(constants)()}
-    return Run(folder, config, data, model, variables, steps[-1])
+    def constants() -> dict[str, Any]:
+        found = nn.unbox(model.init(key, inputs, seq))
+        return {name: value for name, value in found.items() if name != "params"}
+    beside = jax.device_put(jax.jit(constants)(), sharding.replicated(mesh))
+    return Run(folder, config, data, model, {"params": params, **beside}, steps[-1])
 
 
 def fairness(run: Run) -> dict[str, Any]:

@@ -90,12 +90,13 @@ def evaluate(folder: str | Path, config: ConfigDict | None = None) -> list[dict[
     extra = {"arm": describe.arm_id(run.config), "split": options.split,
              "data": run.data.content_hash, "dtype": run.config.experiment.model.dtype,
              **({"label": run.config.runtime.label} if run.config.runtime.label else {})}
+    facts = fairness(run)
     with jax.set_mesh(sharding.make_mesh(**run.config.runtime.mesh)), \
             attention.backend(run.config.runtime.backend):
         rows = ladder(
             run.model, run.variables, documents_of(run.config, run.data),
             train_length=run.config.experiment.data.train_length, max_factor=options.max_factor,
-            fairness=fairness(run), targets=options.targets, seed=options.seed,
+            fairness=facts, targets=options.targets, seed=options.seed,
             batch_tokens=options.batch_tokens, unigram=counts, chunk=options.chunk,
             shuffled_prefix=options.shuffled_prefix, resamples=options.resamples)
         if config is None:

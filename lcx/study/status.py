@@ -40,6 +40,7 @@ def write_atomically(path: Path, text: str) -> None:
     """A reader sees the old file or the new one, never half of it."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         aside.write_text(text)
         os.replace(aside, path)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,7 @@ class Worker:
             stderr.close()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _workers(root: Path, jobs: int) -> Iterator[list[Worker]]:
     """Workers with a share of the cores each; stopped on the way out, and on SIGTERM."""
     if jobs > 1:
@@ -170,8 +170,9 @@ def _work(worker: Worker, todo: queue.Queue[Member], members: Sequence[Member],
         while answer["state"] == "busy" and time.monotonic() - began < PATIENCE:
             time.sleep(1.0)  # its last worker may still be on the way out
             answer = worker.ask("run", member)
-        if answer.get("died"):
-            write_status(member.folder, "failed", error=answer["error"])
+        if answer.get("died"):  # it could not say so itself
+            with contextlib.suppress(ConfigError):  # a full disk: the summary still tells
+                write_status(member.folder, "failed", error=answer["error"])
         member.seconds = time.monotonic() - began
         member.state, member.error = answer["state"], answer.get("error", "")
         done = sum(m.state in ("finished", "failed", "busy") for m in members)
