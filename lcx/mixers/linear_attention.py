@@ -30,6 +30,7 @@ class LinearAttention(LinearMixer):
     normaliser: str | None = "sum"
 
     paper: ClassVar[str] = "arXiv:2006.16236"
+    examples: ClassVar[tuple[dict, ...]] = ({}, dict(num_kv_heads=2, normaliser=None))
 
     def site(self) -> Site:
         kv_heads = self.num_kv_heads or self.num_heads

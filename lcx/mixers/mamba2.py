@@ -48,6 +48,8 @@ class Mamba2(LinearMixer):
     window: int = 4
 
     paper: ClassVar[str] = "arXiv:2405.21060"
+    examples: ClassVar[tuple[dict, ...]] = (
+        dict(state_dim=8), dict(state_dim=12, head_dim=6, num_groups=2, window=3))
 
     def site(self) -> Site:
         if self.num_heads % self.num_groups:

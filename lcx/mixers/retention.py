@@ -32,6 +32,7 @@ class Retention(LinearMixer):
     expand_value: int = 2
 
     paper: ClassVar[str] = "arXiv:2307.08621"
+    examples: ClassVar[tuple[dict, ...]] = ({}, dict(num_heads=2, head_dim=8, expand_value=1))
 
     def site(self) -> Site:
         if self.head_dim is None and self.width % self.num_heads:
