@@ -23,8 +23,8 @@ class GatedDeltaNet(DeltaMixer):
     and alpha = exp(-exp(A) softplus(W_a x + dt)). The output is W_o (RMSNorm(o) * SiLU(W_z x)),
     the norm per head.
 
-    head_dim: K, about 3/4 width/num_heads (and even) if None, so that with expand_v = 2 = V/K a
-    layer has 6 width^2 weights; conv_window: tokens that the convolution reads. exp(A) starts
+    head_dim: K, 3/4 width/num_heads (down to a multiple of 4) if None, so that with expand_v =
+    V/K = 2 a layer has 6 width^2 weights; conv_window: tokens that the convolution reads. exp(A) starts
     uniform in (0.01, 16), softplus(dt) log-uniform in (1e-3, 1e-1), projections normal with
     variance 1/fan_in.
     """
@@ -38,7 +38,7 @@ class GatedDeltaNet(DeltaMixer):
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(num_heads=2, head_dim=8, expand_v=1))
 
     def site(self) -> Site:
-        dim = self.head_dim or max(2, 2 * (3 * self.width // (8 * self.num_heads)))
+        dim = self.head_dim or 4 * max(1, 3 * self.width // (16 * self.num_heads))
         return Site(self.num_heads, self.num_heads, dim, dim, self.width, self.train_length)
 
     @property

@@ -51,7 +51,7 @@ class Mla(SoftmaxMixer):
     def sizes(self) -> tuple[int, int, int, int]:
         """Channels of content key, rotary key and value, and rank of the latent."""
         nope = self.nope_dim or max(1, self.width // self.num_heads)
-        rope = self.rope_dim or 2 * max(1, nope // 4)
+        rope = self.rope_dim or 4 * max(1, nope // 8)
         return nope, rope, self.value_dim or nope, self.kv_rank or 4 * nope
 
     def site(self) -> L.Site:
