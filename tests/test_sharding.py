@@ -109,11 +109,11 @@ def test_underscore_leaves_an_axis_to_the_compiler():
 
 def test_shard_does_nothing_inside_shard_map():
     def body(x):
-        assert x.shape == (2, 4)
+        assert x.shape == (8, 4)
         return sharding.shard(x, "batch width")
 
     with jax.set_mesh(sharding.make_mesh(4, 1, 2)):
-        y = jax.jit(jax.shard_map(body, in_specs=P("data"), out_specs=P("data")))(jnp.ones((8, 4)))
+        y = jax.jit(jax.shard_map(body, in_specs=P("data"), out_specs=P("data")))(jnp.ones((32, 4)))
     assert (y == 1).all()
 
 
