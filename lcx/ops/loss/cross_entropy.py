@@ -1,7 +1,7 @@
 """Negative log-likelihood of the next token, some tokens of logits at a time.
 
-Its own backward pass recomputes a chunk's logits from the saved log-sum-exp, and sums the table's
-gradient over the chunks in at least float32, whatever the compute dtype.
+Its own backward pass recomputes a chunk's logits (or keeps them where one chunk is all) beside the
+saved log-sum-exp, and sums the table's gradient over the chunks in at least float32.
 """
 
 from functools import partial
@@ -9,7 +9,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-LOGITS_AT_ONCE = 2**24  # elements of [B,chunk,V]: 64 MiB in float32
+# elements of [B,chunk,V]: 16 MiB in float32 stay in a CPU's cache, 256 MiB fill an accelerator
+LOGITS_AT_ONCE = {"cpu": 2**22}
+LOGITS_AT_ONCE_ELSEWHERE = 2**26
 
 
 def cross_entropy(
@@ -27,8 +29,9 @@ def cross_entropy(
       table: [V,D]. Pass the parameters as they are kept (float32): they are cast per chunk, so
         that their gradient is summed without rounding between chunks.
       targets: [B,T] int. One outside [0, V) makes its nll NaN: padding needs a target in range.
-      chunk: tokens of every row at once; None takes as many as 64 MiB of logits hold. Rows are
-        never split, so that a sharded batch stays sharded.
+      chunk: tokens of every row at once; None takes what a bound on [B,chunk,V] allows. All T at
+        once keep the logits for the backward pass. Rows are never split, so that a sharded batch
+        stays sharded.
       logit_softcap: c replaces z by c tanh(z / c).
 
     Returns:
@@ -45,11 +48,9 @@ def cross_entropy(
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         raise ValueError(f"targets are {targets.dtype}: pass token ids as integers")
     if chunk is None:
-        chunk = max(1, LOGITS_AT_ONCE // (batch * table.shape[0]))
-    chunks = -(-length // max(1, chunk))
-    if length == 0:
-        return jnp.zeros((batch, 0), jnp.promote_types(hidden.dtype, jnp.float32))
-    return _nll(hidden, table, targets, chunks, logit_softcap)
+        bound = LOGITS_AT_ONCE.get(jax.default_backend(), LOGITS_AT_ONCE_ELSEWHERE)
+        chunk = max(1, bound // (max(1, batch) * table.shape[0]))
+    return _nll(hidden, table, targets, max(1, -(-length // max(1, chunk))), logit_softcap)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -62,24 +63,25 @@ def _forward(hidden, table, targets, chunks, softcap):
         hidden, targets = piece
         logits = _logits(hidden, table, softcap)
         total = jax.nn.logsumexp(logits, axis=-1)
-        chosen = _is_target(targets, logits)
-        nll = total - jnp.sum(jnp.where(chosen, logits, 0), axis=-1)
-        return None, (jnp.where(_in_range(targets, table), nll, jnp.nan), total)
+        nll = total - jnp.sum(jnp.where(_is_target(targets, logits), logits, 0), axis=-1)
+        nll = jnp.where(_in_range(targets, table), nll, jnp.nan)
+        return None, (nll, total, logits if chunks == 1 else None)
 
     outputs = _over_chunks(body, None, (hidden, targets), chunks)[1]
-    nll, total = (_join(x, hidden.shape[1]) for x in outputs)
-    return nll, (hidden, table, targets, total)
+    nll, total, logits = jax.tree.map(partial(_join, length=hidden.shape[1]), outputs)
+    return nll, (hidden, table, targets, total, logits)
 
 
 def _backward(chunks, softcap, residuals, cotangent):
-    hidden, table, targets, total = residuals
+    hidden, table, targets, total, logits = residuals
     # a target out of range already made the loss NaN; a gradient that reads it is NaN too
     known = _in_range(targets, table) | (cotangent == 0)
     cotangent = jnp.where(known, cotangent, jnp.nan)
 
     def body(gradient, piece):
-        hidden, targets, total, cotangent = piece
-        logits = _logits(hidden, table, softcap)
+        hidden, targets, total, cotangent, logits = piece
+        if logits is None:
+            logits = _logits(hidden, table, softcap)
         slope = jnp.exp(logits - total[..., None]) - _is_target(targets, logits)
         slope = slope * cotangent[..., None]
         if softcap is not None:
@@ -91,7 +93,7 @@ def _backward(chunks, softcap, residuals, cotangent):
         return gradient, towards.astype(hidden.dtype)
 
     zeros = jnp.zeros(table.shape, jnp.promote_types(table.dtype, total.dtype))
-    pieces = (hidden, targets, total, cotangent)
+    pieces = (hidden, targets, total, cotangent, logits)
     gradient, towards = _over_chunks(body, zeros, pieces, chunks)
     return _join(towards, hidden.shape[1]), gradient.astype(table.dtype), None
 
@@ -109,7 +111,7 @@ def _logits(hidden, table, softcap):
 
 def _is_target(targets, logits):
     """A comparison, not a gather: it fuses, and works where the vocabulary is sharded."""
-    return targets[..., None] == jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2)
+    return targets[..., None] == jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2)
 
 
 def _in_range(targets, table):
@@ -120,7 +122,7 @@ def _over_chunks(body, carry, arrays, chunks):
     """lax.scan over pieces [B,C,...] of arrays [B,T,...]; the padding has hidden 0, cotangent 0."""
     length = arrays[0].shape[1]
     size = -(-length // chunks)
-    if size == length:
+    if chunks == 1:
         carry, outputs = body(carry, arrays)
         return carry, jax.tree.map(lambda x: x[None], outputs)
 

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from lcx.ops.scan import transition as transitions
+from lcx.ops.scan.routes import solve
+from lcx.ops.scan.transition import Diagonal, Pairs
 
 FORMS = ("scan", "chunked", "associative", "quadratic")
 
@@ -62,65 +63,10 @@ def diagonal_scan(
     decay = decay if start is None else jnp.where(start, 0, decay)
     if value.shape[1] == 1:
         form = "scan"
-    kind = transitions.Diagonal if rotation is None else transitions.Pairs
+    kind = Diagonal if rotation is None else Pairs
     step = kind.of_gates(decay, None if rotation is None else rotation.astype(dtype))
-    out = ROUTES[form](step, kind.split(value), kind.split(state))
-    out = kind.join(out)
+    out = kind.join(solve(form, step, kind.split(value), kind.split(state)))
     return out, out[:, -1]
-
-
-def _sequential(step, value, state):
-    def body(state, token):
-        step, value = token
-        state = step.apply(state) + value
-        return state, state
-
-    tokens = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (step, value))
-    unroll = min(8, value.shape[1])
-    return jnp.moveaxis(jax.lax.scan(body, state, tokens, unroll=unroll)[1], 0, 1)
-
-
-def _associative(step, value, state):
-    def combine(early, late):
-        return late[0].compose(early[0]), late[0].apply(early[1]) + late[1]
-
-    step, value = jax.lax.associative_scan(combine, (step, value), axis=1)
-    return value + step.apply(state[:, None])
-
-
-def _chunked(step, value, state):
-    """About sqrt(T) chunks side by side from a zero state, then their states, then both added."""
-    length = value.shape[1]
-    size = max(1, round(length**0.5))
-    chunks = -(-length // size)
-
-    def split(x):  # [B,T,...] -> [C,B,N,...]; the padding comes after every real token
-        x = jnp.pad(x, [(0, 0), (0, chunks * size - length)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(x.shape[0], chunks, size, *x.shape[2:]), 2, 0)
-
-    def inside(carry, token):
-        total, local = carry
-        step, value = token
-        carry = step.compose(total), step.apply(local) + value
-        return carry, carry
-
-    steps, values = jax.tree.map(split, (step, value))
-    first = jax.tree.map(lambda x: x[0], (steps, values))
-    rest = jax.tree.map(lambda x: x[1:], (steps, values))
-    last, inner = jax.lax.scan(inside, first, rest)
-
-    def between(state, chunk):
-        step, value = chunk
-        return step.apply(state) + value, state
-
-    ends = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), last)
-    before = jnp.moveaxis(jax.lax.scan(between, state, ends)[1], 0, 1)  # [B,N,...]
-    total, local = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), first, inner)
-    out = jnp.moveaxis(total.apply(before[None]) + local, 0, 2)
-    return out.reshape(out.shape[0], -1, *out.shape[3:])[:, :length]
-
-
-ROUTES = {"scan": _sequential, "associative": _associative, "chunked": _chunked}
 
 
 def _quadratic(log_decay, value, state, start):

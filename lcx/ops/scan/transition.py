@@ -29,6 +29,14 @@ class Diagonal(NamedTuple):
     def compose(self, earlier: "Diagonal") -> "Diagonal":
         return Diagonal(self.decay * earlier.decay)
 
+    def transpose(self) -> "Diagonal":
+        return self
+
+    @staticmethod
+    def outer(late: jax.Array, early: jax.Array) -> "Diagonal":
+        """The gradient of sum(late * step.apply(early)) for the step."""
+        return Diagonal(late * early)
+
 
 class Pairs(NamedTuple):
     """A 2 x 2 matrix per pair of channels: matrix [...,2,2,D/2], on states [...,2,D/2]."""
@@ -60,3 +68,10 @@ class Pairs(NamedTuple):
             m[..., :, 0, None, :] * n[..., None, 0, :, :]
             + m[..., :, 1, None, :] * n[..., None, 1, :, :]
         )
+
+    def transpose(self) -> "Pairs":
+        return Pairs(jnp.swapaxes(self.matrix, -3, -2))
+
+    @staticmethod
+    def outer(late: jax.Array, early: jax.Array) -> "Pairs":
+        return Pairs(late[..., :, None, :] * early[..., None, :, :])
