@@ -66,8 +66,9 @@ class SoftmaxMixer(Mixer):
         lanes, carry = self.structure(batch)
         zeros = lambda tree: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), tree)
         path = lanes.transport if isinstance(lanes.transport, L.Householder) else None
+        axes = 1 + max(getattr(lanes.transport, "axis", None) or (0,))  # of the ids that are read
         like = pairs.Keys(
             jnp.zeros((batch, 1, heads, key_dim), dtype),
             jnp.zeros((batch, 1, heads, value_dim), dtype),
-            L.sequence(1, 1), pairs.integral(zeros(lanes.bias)), zeros(path))
+            L.sequence(1, 1, ids=jnp.zeros((1, 1, axes))), pairs.integral(zeros(lanes.bias)), zeros(path))
         return SoftmaxState(cache.init(like, batch, max_length, window), carry)

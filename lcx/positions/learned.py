@@ -7,6 +7,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lcx.lanes import Sequence
 from lcx.positions import Position
@@ -43,14 +44,30 @@ class Embed(nn.Module):
         init = nn.with_logical_partitioning(nn.initializers.normal(self.scale),
                                             ("positions", "width"))
         table = self.param("table", init, (rows, self.width))
+        if not any(isinstance(a, jax.core.Tracer) for a in (seq.ids, seq.segment)):
+            _refuse_outside(seq, rows)
         ids = seq.ids[..., 0]
-        inside = (ids >= 0) & (ids < rows) & (ids == jnp.floor(ids))
-        padding = jnp.zeros_like(inside) if seq.segment is None else seq.segment == 0
-        if not isinstance(inside, jax.core.Tracer) and not bool((inside | padding).all()):
-            raise ValueError(f"learned positions have vectors for ids 0..{rows - 1}, but the ids "
-                             f"reach {float(ids.max())}: train with a larger `rows`, or test a "
-                             "scheme that extrapolates")
+        inside, padding = _inside(ids, rows), _padding(seq.segment)
         vector = table[jnp.where(inside, ids, 0).astype(jnp.int32)]
         # padding is never read, but NaN would leak from it: 0 x NaN is NaN in a masked sum
         missing = jnp.where(padding, 0.0, jnp.nan)
         return x + jnp.where(inside[..., None], vector, missing[..., None]).astype(x.dtype)
+
+
+def _inside(ids, rows: int):
+    return (ids >= 0) & (ids < rows) & (ids % 1 == 0)
+
+
+def _padding(segment):
+    return np.zeros((1, 1), bool) if segment is None else segment == 0
+
+
+def _refuse_outside(seq: Sequence, rows: int) -> None:
+    """On the host, also inside a trace, where an operation of jnp would be staged."""
+    ids = np.asarray(seq.ids)[..., 0]
+    padding = _padding(None if seq.segment is None else np.asarray(seq.segment))
+    outside = np.where(_inside(ids, rows) | padding, np.nan, ids)
+    if not np.isnan(outside).all():
+        raise ValueError(f"learned positions have vectors for ids 0..{rows - 1}, not for "
+                         f"{np.nanmax(outside):g}: train with a larger `rows`, or test a scheme "
+                         "that extrapolates")

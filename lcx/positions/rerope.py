@@ -32,16 +32,21 @@ class Rerope(Rope):
 
     @nn.compact
     def lanes(self, x, seq: Sequence, carry: Any) -> tuple[Lanes, Any]:
-        rotation = self.rotation(seq)
-        pieces = ((same, same), (at_window, at_zero), (at_zero, at_window))
-        pieces = pieces[:2] if self.site.causal else pieces
-        return Lanes(Piecewise(rotation, {"window": self.number("window")}, select, pieces)), carry
+        pieces, select = ((same, same), (at_window, at_zero)), far_past
+        if not self.site.causal:
+            pieces, select = (*pieces, (at_zero, at_window)), far_past_or_future
+        params = {"window": self.number("window")}
+        return Lanes(Piecewise(self.rotation(seq), params, select, pieces)), carry
 
 
-def select(params, query_ids, key_ids):
+def far_past(params, query_ids, key_ids):
+    """0 near, 1 far."""
+    return (query_ids - key_ids >= params["window"]).astype(jnp.int32)
+
+
+def far_past_or_future(params, query_ids, key_ids):
     """0 near, 1 far in the past, 2 far in the future."""
-    distance = query_ids - key_ids
-    return jnp.where(distance >= params["window"], 1, 2 * (distance <= -params["window"]))
+    return far_past(params, query_ids, key_ids) + 2 * far_past(params, key_ids, query_ids)
 
 
 def same(params, ids):

@@ -41,6 +41,8 @@ def append(cache: KeyCache, new: Keys) -> tuple[Keys, jax.Array, KeyCache]:
     """
     batch, slots = cache.keys.key.shape[:2]
     length = new.key.shape[1]
+    axes = cache.keys.seq.ids.shape[-1]  # further axes of the ids are not read
+    new = new.replace(seq=new.seq.replace(ids=new.seq.ids[..., :axes]))
     new = jax.tree.map(lambda a, old: jnp.broadcast_to(a, (*a.shape[:2], *old.shape[2:]))
                        .astype(old.dtype), _rows(new, batch), cache.keys)
     total = jax.tree.map(lambda a: a[:, -1], new.integral)
