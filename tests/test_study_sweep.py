@@ -17,6 +17,7 @@ from lcx.study.preflight import check, check_data
 from lcx.study.run import evaluate_member, run_member
 from lcx.study.status import Busy, locked, read_status, write_status
 from lcx.study.sweep import Worker, expand, sweep
+from lcx.train import Interrupted
 from lcx.train.metrics import read as read_metrics
 
 CONFIG = '''
@@ -255,3 +256,17 @@ def test_flops_of_products_scans_and_branches():
     assert flops.count(branch, square) == 2 * 2 * 4**3
     conv = lambda x, k: jax.lax.conv_general_dilated(x, k, (1,), "VALID", feature_group_count=2)
     assert flops.count(conv, jnp.zeros((1, 2, 10)), jnp.zeros((2, 1, 3))) == 2 * 2 * 8 * 3
+
+
+def test_a_sweep_that_is_stopped_leaves_no_worker_and_says_how_to_go_on(path, stand_in):
+    members = expand(path)
+    script = Path(Worker.command[1])  # the driver gets SIGTERM while its first member runs
+    script.write_text(script.read_text().replace(
+        "os.kill(os.getpid(), signal.SIGKILL)", "pass").replace(
+        'if "run" in request and', 'if "run" in request:\n        os.kill(os.getppid(), 15)\n'
+        '        signal.pause()\n    if'))
+    with pytest.raises(Interrupted, match="run the same command again"):
+        sweep(members, say=lambda text: None)
+    assert stand_in.read_text().split().count("run") == 1
+    assert {member.state for member in members} <= {"waiting", "running"}
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -22,6 +22,7 @@ from lcx.config import assign, canonical_json, code_version, load_sweep, run_id
 from lcx.errors import ConfigError
 from lcx.study import describe
 from lcx.study.status import read_status, write_atomically, write_status
+from lcx.train.interrupt import EXIT_CODE, Interrupted
 
 PATIENCE = 60.0  # seconds to wait for a folder that another process still holds
 
@@ -103,9 +104,15 @@ class Worker:
     def __init__(self, cores: Sequence[int] | None = None, log: Path | None = None):
         self.cores, self.log = cores, log
         self.process: subprocess.Popen | None = None
+        self.stopped = False
 
     def ask(self, what: str, member: Member) -> dict[str, Any]:
-        """Send a member's config and wait for the answer; a dead worker answers "failed"."""
+        """Send a member's config and wait for the answer; a dead worker answers "failed".
+
+        One that was asked to stop answers "waiting", and is not started again.
+        """
+        if self.stopped:
+            return {"state": "waiting"}
         if self.process is None or self.process.poll() is not None:
             self._start()
         try:
@@ -117,12 +124,15 @@ class Worker:
         if line:
             return json.loads(line)
         code = self.process.wait()
+        if self.stopped or code == EXIT_CODE:
+            return {"state": "waiting", "error": "stopped on request"}
         why = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return {"state": "failed", "died": True, "error": f"its process ended: {why} (out of "
                 f"memory?); see {self.log or 'above'} and {member.folder / 'log.txt'}"}
 
     def stop(self) -> None:
         """SIGTERM, on which training saves; then wait."""
+        self.stopped = True
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             self.process.wait()
@@ -148,7 +158,7 @@ def _workers(root: Path, jobs: int) -> Iterator[list[Worker]]:
                for n in range(jobs)]
     before = None
     if threading.current_thread() is threading.main_thread():
-        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        before = signal.signal(signal.SIGTERM, _stop)
     try:
         yield workers
     finally:
@@ -156,6 +166,10 @@ def _workers(root: Path, jobs: int) -> Iterator[list[Worker]]:
             signal.signal(signal.SIGTERM, before)
         for worker in workers:
             worker.stop()
+
+
+def _stop(*_) -> None:
+    raise Interrupted("the sweep was stopped on request; run the same command again to go on")
 
 
 def _work(worker: Worker, todo: queue.Queue[Member], members: Sequence[Member],
@@ -170,6 +184,9 @@ def _work(worker: Worker, todo: queue.Queue[Member], members: Sequence[Member],
         while answer["state"] == "busy" and time.monotonic() - began < PATIENCE:
             time.sleep(1.0)  # its last worker may still be on the way out
             answer = worker.ask("run", member)
+        if answer["state"] == "waiting":
+            member.state = "waiting"
+            return
         if answer.get("died"):  # it could not say so itself
             with contextlib.suppress(ConfigError):  # a full disk: the summary still tells
                 write_status(member.folder, "failed", error=answer["error"])
