@@ -299,6 +299,24 @@ def test_full_disk_is_noticed_before_writing(tmp_path, text, monkeypatch):
     fail(tmp_path, "10 bytes free", "LCX_DATA")
 
 
+@pytest.mark.parametrize("limit", [300, 3_000])
+def test_a_disk_that_fills_up_in_the_middle(tmp_path, text, limit):
+    (text / "more.txt").write_text("".join(f"word {i} " for i in range(1000)))
+    program = f"""
+import resource, signal
+from lcx.data import load
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
+load({dict(corpus=files(tmp_path), train_length=8)!r}, cache={str(tmp_path / "cache")!r})
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "lcx.errors.DataError: cannot write prepared data to" in done.stderr, done.stderr
+    assert "File too large" in done.stderr and "bytes are needed" in done.stderr
+    assert not list((tmp_path / "cache").rglob("*.partial"))
+    assert attempt(tmp_path).prepared.counters["documents"]["kept"] == 7
+
+
 def test_cache_folder_of_the_environment(tmp_path, text, monkeypatch):
     monkeypatch.setenv("LCX_DATA", str(tmp_path / "elsewhere"))
     data = load(dict(corpus=files(tmp_path), train_length=8))

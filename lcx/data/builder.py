@@ -15,6 +15,8 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from lcx.errors import DataError
+
 SHARD_BYTES = 64 << 20
 
 
@@ -63,10 +65,20 @@ def shard_lengths(sizes: list[int]) -> list[int]:
 
 def write_documents(folder: Path, documents: Callable[[str], Iterator[dict]],
                     sizes: dict[str, list[int]]) -> None:
-    """Write `documents(split)` for each split of `sizes` (document sizes) under `folder`."""
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces itself on stdout
-        LcxText(documents=documents, sizes=sizes, data_dir=folder,
-                file_format="array_record").download_and_prepare(download_dir=folder / "downloads")
+    """Write `documents(split)` for each split of `sizes` (document sizes) under `folder`.
+
+    Raises DataError where the disk refuses.
+    """
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces itself on stdout
+            LcxText(documents=documents, sizes=sizes, data_dir=folder,
+                    file_format="array_record").download_and_prepare(
+                        download_dir=folder / "downloads")
+    except RuntimeError as error:  # ArrayRecord's only word for a failed write
+        why = (str(error).splitlines() or ["no message"])[0].split(";")[0]
+        raise DataError(f"cannot write prepared data to '{folder.parent}': {why} (about "
+                        f"{sum(map(sum, sizes.values()))} bytes are needed); set LCX_DATA to a "
+                        "folder with space") from error
 
 
 def open_documents(folder: Path):
