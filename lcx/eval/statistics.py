@@ -54,7 +54,7 @@ def bootstrap(numerator: np.ndarray, denominator: np.ndarray, *, resamples: int 
     if documents < FEWEST_DOCUMENTS:
         return [Estimate(float(v)) for v in value]
     residual = numerator - value * denominator
-    error = _standard_error(np.square(residual).sum(0), total, documents)
+    error = np.sqrt(np.square(residual).sum(0)) / total  # n/(n-1) would cancel in every ratio
     shift, spread = _resample(residual, denominator, resamples, seed)
     # Spread 0 happens when a resample holds one document only, or when nothing varies at all.
     floor = 1e-9 * error
@@ -75,13 +75,8 @@ def _interval(value: float, error: float, student: np.ndarray, level: float) -> 
                     float(p))
 
 
-def _standard_error(squares, total, documents: int):
-    """Standard error of a ratio of sums by linearisation, with the n/(n-1) correction."""
-    return np.sqrt(squares * documents / (documents - 1)) / total
-
-
 def _resample(residual: np.ndarray, denominator: np.ndarray, resamples: int, seed: int):
-    """Error and standard error of every resample, [R,N] each, by products with the weights."""
+    """Error and (linearised) standard error of every resample, [R,N] each, by matrix products."""
     documents, count = residual.shape
     columns = np.concatenate([residual, denominator, residual**2, residual * denominator,
                               denominator**2], axis=1)
@@ -94,7 +89,7 @@ def _resample(residual: np.ndarray, denominator: np.ndarray, resamples: int, see
         with np.errstate(divide="ignore", invalid="ignore"):
             off = part / total
             squares = np.maximum(rr - 2 * off * rd + off**2 * dd, 0.0)
-            spread[at:at + block] = _standard_error(squares, total, documents)
+            spread[at:at + block] = np.sqrt(squares) / total
         shift[at:at + block] = off
     return shift, spread
 
