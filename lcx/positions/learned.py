@@ -66,8 +66,9 @@ def _refuse_outside(seq: Sequence, rows: int) -> None:
     """On the host, also inside a trace, where an operation of jnp would be staged."""
     ids = np.asarray(seq.ids)[..., 0]
     padding = _padding(None if seq.segment is None else np.asarray(seq.segment))
-    outside = np.where(_inside(ids, rows) | padding, np.nan, ids)
-    if not np.isnan(outside).all():
+    inside = _inside(ids, rows) | padding
+    if not inside.all():
+        outside = np.broadcast_to(ids, inside.shape)[~inside]
         raise ValueError(f"learned positions have vectors for ids 0..{rows - 1}, not for "
-                         f"{np.nanmax(outside):g}: train with a larger `rows`, or test a scheme "
-                         "that extrapolates")
+                         f"{outside[-1]:g}: train with a larger `rows`, or test a scheme that "
+                         "extrapolates")
