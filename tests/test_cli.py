@@ -58,6 +58,8 @@ def test_every_command_has_an_example(module, capsys):
     (["sweep", "SMALL", "--jobs=0"], "1 or more"),
     (["data", "SMALL", "--config.experiment.data.corpus={'name': 'files', 'paths': 'nope'}"],
      "nope"),
+    (["train", "SMALL", "--config.experiment.data.corpus={'name': 'files', 'paths': 'nope'}"],
+     "nope"),
     (["eval", "nowhere"], "is not a run"),
     (["report", "nowhere"], "no rows.jsonl under nowhere"),
     (["matrix", "--mixer=atention"], "did you mean 'attention'"),

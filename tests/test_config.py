@@ -155,6 +155,9 @@ def test_the_run_id_is_a_hash_of_the_experiment_only(path, tmp_path):
     assert run_id(config) == run_id(load(path, ["runtime.mesh.fsdp=2", "runtime.out=elsewhere"]))
     assert run_id(config) != run_id(load(path, ["experiment.seed=1"]))
     # One experiment has one id, however it is spelt.
+    one, two = (load(path, [f"experiment.train.optimizer={{'name': 'adamw', {options}}}"])
+                for options in ("'b1': 0.8, 'b2': 0.9", "'b2': 0.9, 'b1': 0.8"))
+    assert run_id(one) == run_id(two)
     same = ["experiment.model.position={'base': 500.0, 'name': 'rope'}", "experiment.train.clip=1"]
     assert run_id(config) == run_id(load(path, same))
     assert canonical_json(config) == canonical_json(json.loads(canonical_json(config)))

@@ -130,6 +130,8 @@ def test_the_table_ranks_by_the_longest_context_with_the_unigram_beneath():
                                           "unigram (no context)"]
     assert body[2][7:] == ["5.300", "+2.700", "higher"] and body[4][1] == "4.830"
     assert body[0][9] == "lower"
+    _, body = by_length(study(mixers=("attention",), positions=("abacus", "alibi")))
+    assert [line[0] for line in body[:2]] == ["alibi, attention", "abacus, attention"]
 
 
 def test_arms_that_differ_in_more_than_the_seed_are_not_averaged():
@@ -190,6 +192,9 @@ def test_the_page_stands_alone_and_says_it_all(tmp_path):
     for path in done.figures:
         if path.suffix != ".pdf":
             assert stamp.encode() in path.read_bytes(), path
+        if path.suffix == ".svg":
+            about = re.search("<dc:description>(.*?)</dc:description>", path.read_text(), re.S)
+            assert stamp in about[1]
     again = report(tmp_path, out=tmp_path / "again").figures
     assert again[0].read_bytes() == done.figures[0].read_bytes()
 

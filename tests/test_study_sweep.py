@@ -1,5 +1,6 @@
 """Sweeps and runs: a whole small run, what is skipped, what goes on, and members that die."""
 
+import fcntl
 import json
 import os
 import signal
@@ -241,6 +242,14 @@ def test_writers_of_rows_do_not_tear_each_other(tmp_path):
     for thread in threads:
         thread.join()
     assert len(records.read(tmp_path)) == 40
+    with open(tmp_path / "rows.jsonl", "ab") as held:  # mending a torn tail needs the file alone
+        fcntl.flock(held, fcntl.LOCK_EX)
+        waiting = threading.Thread(target=write, args=(4,))
+        waiting.start()
+        waiting.join(0.3)
+        assert len(records.read(tmp_path)) == 40
+    waiting.join()
+    assert len(records.read(tmp_path)) == 50
 
 
 def test_flops_of_products_scans_and_branches():
@@ -268,5 +277,6 @@ def test_a_sweep_that_is_stopped_leaves_no_worker_and_says_how_to_go_on(path, st
     with pytest.raises(Interrupted, match="run the same command again"):
         sweep(members, say=lambda text: None)
     assert stand_in.read_text().split().count("run") == 1
-    assert {member.state for member in members} <= {"waiting", "running"}
+    assert {member.state for member in members} == {"waiting"}
+    assert {read_status(member.folder)["state"] for member in members} == {"waiting"}
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

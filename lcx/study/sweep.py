@@ -78,17 +78,19 @@ def sweep(members: Sequence[Member], *, jobs: int = 1, command: str = "",
         else:
             todo.put(member)
     jobs = min(jobs, todo.qsize())
-    with _workers(root, jobs) as workers:
+    with contextlib.ExitStack() as stack:
+        threads: list[threading.Thread] = []
+        stack.callback(lambda: [thread.join() for thread in threads])  # after the workers' end
+        workers = stack.enter_context(_workers(root, jobs))
         if workers:
             for member in list(todo.queue):
                 answer = workers[0].ask("check", member)
                 if answer["state"] != "ok":
                     raise ConfigError(f"{member.label}: {answer['error']}")
         _write_sweep(root, members, command)
-        threads = [threading.Thread(target=_work, args=(worker, todo, members, say), daemon=True)
-                   for worker in workers]
-        for thread in threads:
-            thread.start()
+        for worker in workers:
+            threads.append(threading.Thread(target=_work, args=(worker, todo, members, say)))
+            threads[-1].start()
         for thread in threads:
             while thread.is_alive():
                 thread.join(0.2)  # in slices, so that signals are served

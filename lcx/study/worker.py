@@ -17,6 +17,7 @@ from typing import Any
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's: it sends SIGTERM
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # a stray print must not become an answer
     if len(sys.argv) > 1:  # the cores of this worker
