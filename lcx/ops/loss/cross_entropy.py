@@ -63,8 +63,8 @@ def _forward(hidden, table, targets, chunks, softcap):
         hidden, targets = piece
         logits = _logits(hidden, table, softcap)
         total = jax.nn.logsumexp(logits, axis=-1)
-        nll = total - jnp.sum(jnp.where(_is_target(targets, logits), logits, 0), axis=-1)
-        nll = jnp.where(_in_range(targets, table), nll, jnp.nan)
+        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1, mode="clip")[..., 0]
+        nll = jnp.where(_in_range(targets, table), total - chosen, jnp.nan)
         return None, (nll, total, logits if chunks == 1 else None)
 
     outputs = _over_chunks(body, None, (hidden, targets), chunks)[1]
@@ -82,15 +82,16 @@ def _backward(chunks, softcap, residuals, cotangent):
         hidden, targets, total, cotangent, logits = piece
         if logits is None:
             logits = _logits(hidden, table, softcap)
-        slope = jnp.exp(logits - total[..., None]) - _is_target(targets, logits)
-        slope = slope * cotangent[..., None]
+        one_hot = targets[..., None] == jnp.arange(table.shape[0])
+        slope = (jnp.exp(logits - total[..., None]) - one_hot) * cotangent[..., None]
         if softcap is not None:
             slope = slope * (1 - (logits / softcap) ** 2)
-        slope = slope.astype(hidden.dtype)
+        # flat matmuls: a contraction over two dimensions costs a CPU a transposed copy
+        slope = slope.reshape(-1, slope.shape[-1]).astype(hidden.dtype)
         wide = partial(jnp.einsum, preferred_element_type=gradient.dtype)
-        gradient = gradient + wide("btv,btd->vd", slope, hidden)
-        towards = wide("btv,vd->btd", slope, table.astype(hidden.dtype))
-        return gradient, towards.astype(hidden.dtype)
+        gradient = gradient + wide("tv,td->vd", slope, hidden.reshape(-1, hidden.shape[-1]))
+        towards = wide("tv,vd->td", slope, table.astype(hidden.dtype))
+        return gradient, towards.astype(hidden.dtype).reshape(hidden.shape)
 
     zeros = jnp.zeros(table.shape, jnp.promote_types(table.dtype, total.dtype))
     pieces = (hidden, targets, total, cotangent, logits)
@@ -105,13 +106,10 @@ def _logits(hidden, table, softcap):
     """[B,C,D], [V,D] -> [B,C,V], accumulated in at least float32."""
     wide = jnp.promote_types(hidden.dtype, jnp.float32)
     table = table.astype(hidden.dtype)
-    logits = jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=wide)
+    logits = jnp.einsum(
+        "td,vd->tv", hidden.reshape(-1, hidden.shape[-1]), table, preferred_element_type=wide
+    ).reshape(*hidden.shape[:-1], -1)
     return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
-
-
-def _is_target(targets, logits):
-    """A comparison, not a gather: it fuses, and works where the vocabulary is sharded."""
-    return targets[..., None] == jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2)
 
 
 def _in_range(targets, table):
