@@ -35,12 +35,12 @@ def inputs(seed=0):
 
 
 def variables(mixer, seq):
-    """Initial variables in float64, moved at random so that no zero hides a term."""
-    found = nn.unbox(jax.jit(mixer.init)(jax.random.key(1), inputs(), seq))
+    """Variables in float64: the scheme's own numbers, and parameters drawn at random."""
+    init = lambda: nn.unbox(mixer.init(jax.random.key(1), inputs(), seq))
     rng = np.random.default_rng(2)
-    wide = lambda a: jnp.asarray(a, jnp.float64)
-    moved = jax.tree.map(lambda p: wide(p) + 0.2 * rng.normal(size=p.shape), found["params"])
-    return {**jax.tree.map(wide, found), "params": moved}
+    draw = lambda p: jnp.asarray(0.4 * rng.normal(size=p.shape))
+    numbers = jax.jit(lambda: init().get("numbers", {}))()  # the draws of init are never compiled
+    return {"params": jax.tree.map(draw, jax.eval_shape(init)["params"]), "numbers": numbers}
 
 
 def captured(mixer, found, x, seq, lanes=None):
