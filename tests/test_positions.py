@@ -34,28 +34,38 @@ def speak(spec, seq, x=None, change=None, **where):
     """The lanes and variables of a scheme at fresh parameters, moved by change(variables)."""
     scheme = make(spec, **where)
     x = jnp.zeros((1, seq.order.shape[1], WIDTH)) if x is None else x
-    carry = scheme.init_carry(x.shape[0])
-    found = nn.unbox(scheme.init(jax.random.key(0), x, seq, carry, method="lanes"))
-    if change is not None:
-        found = change(found)
-    return scheme.apply(found, x, seq, carry, method="lanes")[0], found
+
+    @jax.jit
+    def run(x, seq):
+        carry = scheme.init_carry(x.shape[0])
+        found = nn.unbox(scheme.init(jax.random.key(0), x, seq, carry, method="lanes"))
+        found = found if change is None else change(found)
+        return scheme.apply(found, x, seq, carry, method="lanes")[0], found
+
+    return run(x, seq)
 
 
 def logits(spec, query, key, seq, x=None, change=None, **where):
     """Logits [H,T,S] of softmax attention under a scheme, -inf where masked; and variables."""
     where = dict(dim=query.shape[-1], heads=query.shape[2], kv_heads=key.shape[2]) | where
-    lanes, found = speak(spec, seq, x, change, **where)
-    total = pairs.integral(lanes.bias)
-    path = lanes.transport if isinstance(lanes.transport, L.Householder) else None
-    queries, keys = pairs.Queries(query, seq, total), pairs.Keys(key, key, seq, total, path)
-    scale = query.shape[-1] ** -0.5
-    out = pairs.scores(queries, keys, lanes.transport, query.shape[-1]) * scale
-    if lanes.temperature is not None:
-        out = out * jnp.swapaxes(lanes.temperature.factor, 1, 2)[..., None]
-    allowed = pairs.mask(seq, seq, causal=where.get("causal", True))
-    bias = pairs.log_bias(queries, keys, lanes.bias, allowed, scale)
-    out = out if bias is None else out + bias
-    return np.asarray(jnp.where(allowed[:, None], out, -jnp.inf)[0]), found
+
+    @jax.jit
+    def run(query, key, seq, x):
+        lanes, found = speak(spec, seq, x, change, **where)
+        total = pairs.integral(lanes.bias)
+        path = lanes.transport if isinstance(lanes.transport, L.Householder) else None
+        queries, keys = pairs.Queries(query, seq, total), pairs.Keys(key, key, seq, total, path)
+        scale = query.shape[-1] ** -0.5
+        out = pairs.scores(queries, keys, lanes.transport, query.shape[-1]) * scale
+        if lanes.temperature is not None:
+            out = out * jnp.swapaxes(lanes.temperature.factor, 1, 2)[..., None]
+        allowed = pairs.mask(seq, seq, causal=where.get("causal", True))
+        bias = pairs.log_bias(queries, keys, lanes.bias, allowed, scale)
+        out = out if bias is None else out + bias
+        return jnp.where(allowed[:, None], out, -jnp.inf)[0], found
+
+    out, found = run(query, key, seq, x)
+    return np.asarray(out), found
 
 
 def vectors(length, dim=DIM, heads=HEADS, kv_heads=None, seed=0):
@@ -507,7 +517,7 @@ def test_limits_that_equal_no_position(spec, change, x64):
 def embed(spec, seq, x=None, width=WIDTH, train_length=16):
     (module,) = positions.make_embed(spec, width, train_length)
     x = jnp.zeros((1, seq.order.shape[1], width)) if x is None else x
-    found = nn.unbox(module.init(jax.random.key(0), x, L.sequence(1, 1)))
+    found = nn.unbox(jax.jit(module.init)(jax.random.key(0), x, L.sequence(1, 1)))
     return module, found, x
 
 
@@ -611,8 +621,9 @@ def test_lanes_of_a_stream_are_those_of_the_whole(spec, axes, x64):
     x = jnp.concatenate([vectors(12)[2], vectors(12, seed=1)[2]])
     whole, found = speak(spec, seq, x)
     scheme, carry, pieces = make(spec), make(spec).init_carry(2), []
+    run = jax.jit(lambda x, seq, carry: scheme.apply(found, x, seq, carry, method="lanes"))
     for a, b in ((0, 3), (3, 4), (4, 5), (5, 11), (11, 12)):
-        lanes, after = scheme.apply(found, x[:, a:b], seq[a:b], carry, method="lanes")
+        lanes, after = run(x[:, a:b], seq[a:b], carry)
         assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, carry)
         assert jax.tree.map(lambda a: a.dtype, after) == jax.tree.map(lambda a: a.dtype, carry)
         carry, pieces = after, [*pieces, lanes]
