@@ -195,6 +195,17 @@ class Lanes:
         """The lane values that are not the identity."""
         return [v for v in (self.transport, *self.bias, self.temperature) if v is not None]
 
+    @property
+    def axes(self) -> int:
+        """How many axes of the ids the lanes read."""
+        axis = getattr(getattr(self.transport, "rotation", self.transport), "axis", None)
+        return 1 if axis is None else max(axis) + 1
+
+    @property
+    def reads_content(self) -> bool:
+        """Whether a bias reads raw queries and keys."""
+        return any(isinstance(bias, Pairwise) for bias in self.bias)
+
 
 # ---- generators: from numbers to phases and increments -------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The file system is the registry: `positions/t5_bias.py` holds `T5Bias`, a config says "t5_bias"."""
+"""The file system is the registry: `positions/t5_bias.py` holds `T5Bias`, "t5_bias" in a config."""
 
 from __future__ import annotations
 

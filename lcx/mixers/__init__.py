@@ -8,6 +8,7 @@ builds its scheme, and consumes the lanes. One path serves training, prefill and
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -17,8 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from lcx import lookup, positions
-from lcx.errors import Refusal, Unimplemented
+from lcx.errors import ConfigError, Refusal, Unimplemented, did_you_mean
 from lcx.lanes import Lanes, Sequence, Site, sequence
+from lcx.types import wide_dtype
 
 PACKAGE = "lcx.mixers"
 log = logging.getLogger("lcx.mixers")
@@ -57,7 +59,8 @@ class Mixer(nn.Module):
     """A sequence mixer [B,T,D] -> [B,T,D]. Fields of a subclass are its options in a config.
 
     position: spec of the scheme; width: D; train_length: L; output_scale: factor on the initial
-    output projection (depth-scaled init); form: "auto", or one of `forms` to force it.
+    output projection (depth-scaled init); form: "auto", or one of `forms` to force it; chunk:
+    tokens at once in chunked forms, which changes speed and memory but no result.
     """
 
     position: Any
@@ -65,6 +68,7 @@ class Mixer(nn.Module):
     train_length: int
     output_scale: float = 1.0
     form: str = "auto"
+    chunk: int | None = None
 
     family: ClassVar[str] = ""  # of the algebra: softmax linear delta diagonal nonlinear
     examples: ClassVar[tuple[dict, ...]] = ({},)  # option sets that the contract tests enrol
@@ -90,6 +94,12 @@ class Mixer(nn.Module):
         leaves = jax.tree.leaves(jax.eval_shape(lambda: self.init_state(1, length)))
         return sum(leaf.size for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating))
 
+    def __post_init__(self):
+        if self.form not in ("auto", *self.forms):
+            raise ConfigError(f"form '{self.form}' of {lookup.file_name(type(self))}"
+                              + did_you_mean(self.form, ("auto", *self.forms)))
+        super().__post_init__()
+
     def see(self, x: jax.Array, seq: Sequence, carry: Any = None,
             shared: Lanes | None = None) -> tuple[Lanes, Any]:
         """The lanes of this layer, checked against `supports`, and the scheme's next carry."""
@@ -101,6 +111,25 @@ class Mixer(nn.Module):
         self.sow("intermediates", "lanes", shared)
         return shared, carry
 
+    @classmethod
+    def support(cls, lane: Any) -> Support:
+        """The entry for a lane value or type, or for the nearest type that it specialises."""
+        for kind in (lane if isinstance(lane, type) else type(lane)).__mro__:
+            if kind in cls.supports:
+                return cls.supports[kind]
+        return Support(reason="the mixer's table has no entry for this lane type")
+
+    def check_form(self, lane: Any) -> Mapping[str, str]:
+        """The forms that a lane lacks here. Raises where one of them was asked for by name."""
+        missing = self.support(lane).missing
+        if self.form in missing:
+            code, reason = missing[self.form].split(" ", 1)
+            name = f"{lookup.file_name(type(self))} in its {self.form} form"
+            if code.startswith("R"):
+                raise Refusal(type(lane).__name__, name, code, reason)
+            raise Unimplemented(type(lane).__name__, name, reason)
+        return missing
+
     def structure(self, batch: int = 1) -> tuple[Lanes, Any]:
         """Shapes of the lanes for one token, and a fresh carry. For an unbound module."""
         scheme = positions.make(self.position, self.site(), parent=None)
@@ -110,6 +139,11 @@ class Mixer(nn.Module):
 
 def lane_shapes(scheme: positions.Position, width: int, batch: int = 1, length: int = 1) -> Lanes:
     """Shapes and types of a scheme's lanes, without running it."""
+    return _lane_shapes(scheme, width, batch, length, wide_dtype())
+
+
+@functools.lru_cache(maxsize=None)
+def _lane_shapes(scheme, width, batch, length, dtype):
     carry = scheme.init_carry(batch)
 
     def run(key, x):
@@ -126,7 +160,7 @@ def bind(mixer: type[Mixer], lanes: Lanes) -> list[str]:
     """
     name, notes = lookup.file_name(mixer), []
     for value in lanes.values():
-        support, lane = support_of(mixer, type(value)), type(value).__name__
+        support, lane = mixer.support(value), type(value).__name__
         if support.status == "refused":
             raise Refusal(lane, name, support.code, support.reason)
         if support.status == "unimplemented":
@@ -136,14 +170,6 @@ def bind(mixer: type[Mixer], lanes: Lanes) -> list[str]:
     for note in notes:
         log.info(note)
     return notes
-
-
-def support_of(mixer: type[Mixer], lane: type) -> Support:
-    """The entry for a lane type, or for the nearest type that it specialises."""
-    for cls in lane.__mro__:
-        if cls in mixer.supports:
-            return mixer.supports[cls]
-    return Support(reason="the mixer's table has no entry for this lane type")
 
 
 def make(spec: Any, **injected) -> Mixer:

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from flax import struct
 
 from lcx import lanes as L
-from lcx.errors import ConfigError
 from lcx.mixers import CHUNKED, QUADRATIC, STEP, Mixer, Support, refuses
 from lcx.ops import pairs
 from lcx.ops.conv import ConvState
@@ -59,8 +58,6 @@ class DeltaMixer(Mixer):
 
         Returns out [B,T,H,V] in the dtype of value, the memory and the segment of the last token.
         """
-        if self.form not in ("auto", *self.forms):
-            raise ConfigError(f"form={self.form!r}: choose one of {('auto', *self.forms)}")
         batch, length, heads, _ = key.shape
         self.sow("intermediates", "inner", dict(query=query, key=key, value=value, beta=beta,
                                                 log_decay=log_decay))
@@ -79,7 +76,8 @@ class DeltaMixer(Mixer):
         if path:
             rows = _with_path(rows, lanes.transport)
             length = 2 * length
-        chunk = dict(chunk=length) if self.form == QUADRATIC else {}
+        size = length if self.form == QUADRATIC else self.chunk
+        chunk = {} if size is None else dict(chunk=size)
         out, memory = linear_attention(
             rows.pop("query"), None, rows.pop("value"), state=memory, **rows, **chunk,
             form="recurrent" if self.form == STEP else "chunked")

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from lcx import lanes as L
-from lcx.errors import ConfigError, Refusal, Unimplemented
+from lcx.errors import Unimplemented
 from lcx.lookup import file_name
-from lcx.mixers import CHUNKED, QUADRATIC, STEP, Mixer, Support, refuses, support_of
+from lcx.mixers import CHUNKED, QUADRATIC, STEP, Mixer, Support, refuses
 from lcx.ops import pairs
 from lcx.ops.attention import cache
 from lcx.ops.conv import ConvState
@@ -65,7 +65,7 @@ class DiagonalMixer(Mixer):
 
     def advance(self, seq: L.Sequence, lanes: L.Lanes, state: DiagonalState | None, batch: int):
         """Steps of the ids [1 or B,T,A], segment starts [1 or B,T], the last token."""
-        axes = _axes(lanes)
+        axes = lanes.axes
         ids = seq.ids[..., :axes]
         ids = jnp.broadcast_to(ids, (*ids.shape[:-1], axes))
         last = L.nothing_seen(batch, axes) if state is None else state.last
@@ -75,14 +75,12 @@ class DiagonalMixer(Mixer):
               step: jax.Array, starts: jax.Array, memory: Any):
         """log_decay (<= 0), value [B,T,H,K] -> h [B,T,H,K] wide and the next memory (or None)."""
         rotation = lanes.transport
-        if rotation is not None and rotation.amplitude is not None:
-            raise Refusal("Rotation", file_name(type(self)), "R1", _AMPLITUDE)
         self.sow("intermediates", "inner", dict(log_decay=log_decay, value=value))
         for bias in lanes.bias:
             if isinstance(bias, L.Separable):
                 log_decay = log_decay + wide(bias.increment)[..., None]
         if self.over_pairs(lanes):
-            out, memory = _over_pairs(log_decay, value, seq, lanes, memory)
+            out, memory = _over_pairs(log_decay, value, seq, lanes, memory, self.chunk or _CHUNK)
         else:
             before = memory
             out, memory = self._scan(log_decay, value, rotation, step, starts, before)
@@ -90,21 +88,19 @@ class DiagonalMixer(Mixer):
         self.sow("intermediates", "outer", out)
         return out, memory
 
+    @classmethod
+    def support(cls, lane: Any) -> Support:
+        if isinstance(lane, L.Rotation) and lane.amplitude is not None:
+            return refuses("R1", _AMPLITUDE)
+        return super().support(lane)
+
     def over_pairs(self, lanes: L.Lanes) -> bool:
         """Whether these lanes need the weights of all pairs, and so a cache of inputs.
 
         Raises Refusal or Unimplemented where the form that was asked for does not exist.
         """
-        if self.form not in _FORM:
-            raise ConfigError(f"form={self.form!r}: choose one of {tuple(_FORM)}")
-        for lane in map(type, lanes.values()):
-            missing = support_of(type(self), lane).missing.get(self.form)
-            if missing is not None:
-                code, reason = missing.split(" ", 1)
-                name = f"{file_name(type(self))} in its {self.form} form"
-                if code.startswith("R"):
-                    raise Refusal(lane.__name__, name, code, reason)
-                raise Unimplemented(lane.__name__, name, reason)
+        for lane in lanes.values():
+            self.check_form(lane)
         static = any(isinstance(bias, L.Toeplitz) for bias in lanes.bias)
         if static and lanes.transport is not None:
             raise Unimplemented("Rotation", file_name(type(self)), "beside a bias that weighs "
@@ -143,10 +139,10 @@ class DiagonalMixer(Mixer):
             memory = cache.init(keys, batch, max_length)
         else:
             memory = jnp.zeros((batch, *shape), wide_dtype())
-        return DiagonalState(memory, conv, L.nothing_seen(batch, _axes(lanes)), carry)
+        return DiagonalState(memory, conv, L.nothing_seen(batch, lanes.axes), carry)
 
 
-def _over_pairs(log_decay, value, seq, lanes, memory):
+def _over_pairs(log_decay, value, seq, lanes, memory, chunk):
     """h_i = sum_j exp(sum of log_decay over (j,i] + bias_ij) u_j, one chunk of i after another."""
     total = _integral(log_decay, None if memory is None else memory.total)
     keys = pairs.Keys(value[..., :0], value, seq.replace(length=None), total)
@@ -154,17 +150,10 @@ def _over_pairs(log_decay, value, seq, lanes, memory):
         keys, _, memory = cache.append(memory, keys)
     static = tuple(bias for bias in lanes.bias if isinstance(bias, L.Toeplitz))
     inputs = jnp.moveaxis(keys.value, 1, -1)[..., None, :]  # [B,H,K,1,S]
-    batch, length, heads, size = value.shape
-    count = -(-length // _CHUNK)
-    chunk = -(-length // count)
+    batch, _, heads, size = value.shape
 
-    def split(a):  # [B,T,...] -> [count,B,chunk,...]; padded queries repeat the last one
-        a = jnp.pad(a, [(0, 0), (0, count * chunk - length)] + [(0, 0)] * (a.ndim - 2), mode="edge")
-        return jnp.moveaxis(a.reshape(a.shape[0], count, chunk, *a.shape[2:]), 1, 0)
-
-    @jax.checkpoint
-    def one(static, keys, inputs, part):
-        seq, total = part
+    def tile(tokens, first):
+        seq, total = tokens
         queries = pairs.Queries(jnp.zeros((1, 1, heads, 0)), seq)
         allowed = pairs.mask(seq, keys.seq)
         bias = pairs.log_bias(queries, keys, static, allowed, 1.0)[:, :, None]  # [B,H,1,T,S]
@@ -173,10 +162,7 @@ def _over_pairs(log_decay, value, seq, lanes, memory):
         weights = jnp.where(allowed[:, None, None], jnp.exp(gap + bias), 0.0)
         return jnp.moveaxis(jnp.sum(weights * inputs, -1), -1, 1)
 
-    parts = jax.tree.map(split, (seq.replace(length=None), total))
-    out = jax.lax.map(lambda part: one(static, keys, inputs, part), parts)
-    out = jnp.moveaxis(out, 0, 1).reshape(batch, count * chunk, heads, size)
-    return out[:, :length], memory
+    return pairs.over_queries(tile, (seq.replace(length=None), total), chunk), memory
 
 
 def _integral(log_decay: jax.Array, before: L.Integral | None = None) -> L.Integral:
@@ -184,12 +170,6 @@ def _integral(log_decay: jax.Array, before: L.Integral | None = None) -> L.Integ
     floor = math.log(jnp.finfo(log_decay.dtype).tiny)
     flat = log_decay.reshape(*log_decay.shape[:2], -1)
     return L.integrate(jnp.maximum(flat, floor), before)
-
-
-def _axes(lanes: L.Lanes) -> int:
-    """How many axes of the ids the transport reads."""
-    axis = getattr(lanes.transport, "axis", None)
-    return 1 if axis is None else max(axis) + 1
 
 
 def _halves(x: jax.Array) -> jax.Array:

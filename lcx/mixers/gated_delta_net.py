@@ -24,8 +24,8 @@ class GatedDeltaNet(DeltaMixer):
     the norm per head.
 
     head_dim: K, 3/4 width/num_heads (down to a multiple of 4) if None, so that with expand_v =
-    V/K = 2 a layer has 6 width^2 weights; conv_window: tokens that the convolution reads. exp(A) starts
-    uniform in (0.01, 16), softplus(dt) log-uniform in (1e-3, 1e-1), projections normal with
+    V/K = 2 a layer has 6 width^2 weights; conv_window: tokens that the convolution reads. exp(A)
+    starts uniform in (0.01, 16), softplus(dt) log-uniform in (1e-3, 1e-1), projections normal with
     variance 1/fan_in.
     """
 

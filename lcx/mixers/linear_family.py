@@ -14,9 +14,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from lcx import lanes as L
-from lcx.errors import ConfigError, Refusal, Unimplemented
-from lcx.lookup import file_name
-from lcx.mixers import CHUNKED, QUADRATIC, STEP, Mixer, Support, support_of
+from lcx.errors import ConfigError
+from lcx.mixers import CHUNKED, QUADRATIC, STEP, Mixer, Support
 from lcx.ops import pairs
 from lcx.ops.attention import cache
 from lcx.ops.linear import linear_attention, quadratic
@@ -91,16 +90,8 @@ class LinearMixer(Mixer):
 
         Raises Refusal or Unimplemented where the form that was asked for does not exist.
         """
-        if self.form not in ("auto", *self.forms):
-            raise ConfigError(f"form={self.form!r}: choose one of {('auto', *self.forms)}")
-        for lane in map(type, lanes.values()):
-            missing = support_of(type(self), lane).missing
-            if self.form in missing:
-                code, reason = missing[self.form].split(" ", 1)
-                name = f"{file_name(type(self))} in its {self.form} form"
-                if code.startswith("R"):
-                    raise Refusal(lane.__name__, name, code, reason)
-                raise Unimplemented(lane.__name__, name, reason)
+        for lane in lanes.values():
+            missing = self.check_form(lane)
             if STEP in missing:
                 return True
         return self.form == QUADRATIC
@@ -111,6 +102,8 @@ class LinearMixer(Mixer):
         gates = [bias.increment for bias in lanes.bias]
         gates += [] if log_decay is None else [log_decay]
         options = dict(form="recurrent" if self.form == STEP else "chunked")
+        if self.chunk is not None:
+            options["chunk"] = self.chunk
         if gates:
             options["log_decay"] = jnp.broadcast_to(sum(map(wide, gates)), query.shape[:3])
         if seq.segment is not None or state is not None:
@@ -154,7 +147,8 @@ class LinearMixer(Mixer):
             keys, slot, kept = cache.append(state.cache, keys)
             state = KeysState(kept, carry)
         out = quadratic.attend(pairs.Queries(query, seq, total, slot), keys, lanes,
-                               rotary_dim=self.site().rotary_dim, eps=eps)
+                               rotary_dim=self.site().rotary_dim, eps=eps,
+                               chunk=self.chunk)
         return out, state
 
     def empty_state(self, batch: int, max_length: int, value_heads: int, value_dim: int, dtype, *,
@@ -170,13 +164,9 @@ class LinearMixer(Mixer):
             total = jnp.zeros((*shape, 1), wide_dtype()) if normaliser else None
             return MemoryState(jnp.zeros((*shape, value_dim), wide_dtype()), total,
                                L.nothing_seen(batch).segment, carry)
-        zeros = lambda tree: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), tree)
-        bias, path = zeros(lanes.bias), None
         if log_decay:
-            bias = (*bias, L.Separable(jnp.zeros((1, 1, site.num_heads), wide_dtype())))
-        if isinstance(lanes.transport, L.Householder):
-            path = zeros(lanes.transport)
-        like = pairs.Keys(jnp.zeros((batch, 1, site.num_kv_heads, site.key_dim), dtype),
-                          jnp.zeros((batch, 1, value_heads, value_dim), dtype),
-                          L.sequence(1, 1), pairs.integral(bias), path)
+            gate = jax.ShapeDtypeStruct((1, 1, site.num_heads), wide_dtype())
+            lanes = lanes.replace(bias=(*lanes.bias, L.Separable(gate)))
+        like = cache.like(lanes, batch, site.num_kv_heads, site.key_dim, value_dim, dtype,
+                          value_heads)
         return KeysState(cache.init(like, batch, max_length), carry)

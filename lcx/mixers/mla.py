@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any, ClassVar
 
@@ -13,9 +12,8 @@ import jax.numpy as jnp
 from lcx import lanes as L
 from lcx.layers import Dense, RmsNorm
 from lcx.mixers import CHUNKED, QUADRATIC, STEP, Support
-from lcx.mixers.softmax_family import _BACKEND, SUPPORTS, SoftmaxMixer, SoftmaxState
+from lcx.mixers.softmax_family import SUPPORTS, SoftmaxMixer
 from lcx.ops import pairs
-from lcx.ops.attention import api, cache
 
 _EXPANDED = Support((QUADRATIC, CHUNKED, STEP), missing={
     "absorbed": "R8 a kernel of raw queries and keys needs each head's own key: the stream caches "
@@ -79,7 +77,7 @@ class Mla(SoftmaxMixer):
 
         lanes, carry = self.see(x, seq, None if state is None else state.carry, shared)
         scale = (nope + rope) ** -0.5
-        if state is None or _reads_content(lanes):
+        if state is None or lanes.reads_content:
             key = jnp.einsum("btr,rhk->bthk", latent, key_up)
             key = jnp.concatenate([jnp.broadcast_to(rotary, (*key.shape[:3], rope)), key], -1)
             value = jnp.einsum("btr,rhv->bthv", latent, value_up)
@@ -95,29 +93,16 @@ class Mla(SoftmaxMixer):
 
     def _absorbed(self, query, rotary, latent, seq, lanes, carry, state, *, scale):
         """As `attend`, over one shared key [rotary | latent] whose value is the latent itself."""
-        path = lanes.transport if isinstance(lanes.transport, L.Householder) else None
-        total = pairs.integral(lanes.bias, state.cache.total)
-        keys, slot, kept = cache.append(
-            state.cache, pairs.Keys(rotary, latent, seq.replace(length=None), total, path))
+        keys, total, slot, state = self.remember(rotary, latent, seq, lanes, carry, state)
         join = lambda rotary, latent: jnp.concatenate([rotary, latent], -1).astype(query.dtype)
         keys = keys.replace(key=join(keys.key, keys.value), value=keys.value.astype(query.dtype))
-        self.sow("intermediates", "inner", dict(query=query, key=join(rotary, latent),
-                                                value=latent, scale=scale, window=None))
-        with contextlib.ExitStack() as stack:
-            if self.form in _BACKEND:
-                stack.enter_context(api.backend(_BACKEND[self.form]))
-            out = api.attend(pairs.Queries(query, seq, total, slot), keys, lanes,
-                             rotary_dim=self.site().rotary_dim, scale=scale)
-        self.sow("intermediates", "outer", out)
-        return out, SoftmaxState(kept, carry)
+        out = self.softmax(pairs.Queries(query, seq, total, slot), keys, lanes,
+                           (join(rotary, latent), latent), scale=scale)
+        return out, state
 
     def init_state(self, batch: int, max_length: int, dtype=jnp.float32) -> Any:
         nope, rope, value_dim, rank = self.sizes()
-        if _reads_content(self.structure()[0]):
+        if self.structure()[0].reads_content:
             return self.empty_state(batch, max_length, self.num_heads, rope + nope, value_dim,
                                     dtype)
         return self.empty_state(batch, max_length, 1, rope, rank, dtype)
-
-
-def _reads_content(lanes: L.Lanes) -> bool:
-    return any(isinstance(bias, L.Pairwise) for bias in lanes.bias)

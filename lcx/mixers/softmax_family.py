@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
+import contextlib
+
 from flax import struct
 
 from lcx import lanes as L
@@ -41,34 +41,35 @@ class SoftmaxMixer(Mixer):
     def attend(self, query, key, value, seq: L.Sequence, lanes: L.Lanes, carry,
                state: SoftmaxState | None, *, scale: float, window: int | None = None):
         """Attention of this call's tokens to themselves and to the state's: [B,T,H,V], state."""
+        keys, total, slot, state = self.remember(key, value, seq, lanes, carry, state)
+        out = self.softmax(pairs.Queries(query, seq, total, slot), keys, lanes, (key, value),
+                           scale=scale, window=window)
+        return out, state
+
+    def remember(self, key, value, seq, lanes, carry, state):
+        """All keys that this call may read, its own integral, its first slot, the next state."""
         path = lanes.transport if isinstance(lanes.transport, L.Householder) else None
         total = pairs.integral(lanes.bias, None if state is None else state.cache.total)
         keys = pairs.Keys(key, value, seq.replace(length=None), total, path)
-        slot = 0
-        if state is not None:
-            keys, slot, kept = cache.append(state.cache, keys)
-            state = SoftmaxState(kept, carry)
-        queries = pairs.Queries(query, seq, total, slot)
-        options = dict(rotary_dim=self.site().rotary_dim, scale=scale, window=window)
-        self.sow("intermediates", "inner", dict(query=query, key=key, value=value, scale=scale,
-                                          window=window))
-        if self.form == "auto":
-            out = api.attend(queries, keys, lanes, **options)
-        else:
-            with api.backend(_BACKEND[self.form]):
-                out = api.attend(queries, keys, lanes, **options)
+        if state is None:
+            return keys, total, 0, None
+        keys, slot, kept = cache.append(state.cache, keys)
+        return keys, total, slot, SoftmaxState(kept, carry)
+
+    def softmax(self, queries, keys, lanes, own, *, scale: float, window: int | None = None):
+        """The op, in the form that was asked for; own: key and value of this call, for capture."""
+        self.sow("intermediates", "inner", dict(query=queries.query, key=own[0], value=own[1],
+                                                scale=scale, window=window))
+        forced = self.form in _BACKEND
+        with api.backend(_BACKEND[self.form]) if forced else contextlib.nullcontext():
+            out = api.attend(queries, keys, lanes, rotary_dim=self.site().rotary_dim, scale=scale,
+                             window=window, chunk=self.chunk)
         self.sow("intermediates", "outer", out)
-        return out, state
+        return out
 
     def empty_state(self, batch: int, max_length: int, heads: int, key_dim: int, value_dim: int,
                     dtype, window: int | None = None) -> SoftmaxState:
         """A cache for `heads` key heads, shaped by what the scheme's lanes need to keep."""
         lanes, carry = self.structure(batch)
-        zeros = lambda tree: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), tree)
-        path = lanes.transport if isinstance(lanes.transport, L.Householder) else None
-        axes = 1 + max(getattr(lanes.transport, "axis", None) or (0,))  # of the ids that are read
-        like = pairs.Keys(
-            jnp.zeros((batch, 1, heads, key_dim), dtype),
-            jnp.zeros((batch, 1, heads, value_dim), dtype),
-            L.sequence(1, 1, ids=jnp.zeros((1, 1, axes))), pairs.integral(zeros(lanes.bias)), zeros(path))
+        like = cache.like(lanes, batch, heads, key_dim, value_dim, dtype)
         return SoftmaxState(cache.init(like, batch, max_length, window), carry)

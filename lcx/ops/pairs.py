@@ -1,10 +1,13 @@
 """Weights between pairs of tokens: what every quadratic form shares, softmax or linear.
 
-`Queries` and `Keys` carry all that a pair's weight depends on; keys are kept *raw*, so that a cache,
-a tile and a later change of frequencies agree. Each lane type has its meaning here, once.
+`Queries` and `Keys` carry all that a pair's weight depends on; keys are kept *raw*, so that a
+cache, a tile and a later change of frequencies agree. Each lane type has its meaning here, once.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -170,6 +173,28 @@ def mixed(weights: jax.Array, value: jax.Array) -> jax.Array:
 def repeat_heads(x: jax.Array, heads: int) -> jax.Array:
     """[B,S,N,...] -> [B,S,H,...]: each key head once per query head of its group."""
     return x if x.shape[2] == heads else jnp.repeat(x, heads // x.shape[2], axis=2)
+
+
+def over_queries(run: Callable, tokens: Any, chunk: int) -> jax.Array:
+    """run(tokens, first) for `chunk` tokens after another, first their number: [B,T,...].
+
+    tokens: a pytree of arrays [.,T,...]; run returns [B,chunk,...]. Each chunk is recomputed in
+    the backward pass, so that memory is linear in T.
+    """
+    length = jax.tree.leaves(tokens)[0].shape[1]
+    if length <= chunk:
+        return run(tokens, 0)
+    count = -(-length // chunk)
+
+    def split(a):  # [B,T,...] -> [count,B,chunk,...]; padded tokens repeat the last one
+        widths = [(0, 0), (0, count * chunk - length)] + [(0, 0)] * (a.ndim - 2)
+        a = jnp.pad(a, widths, mode="edge")
+        return jnp.moveaxis(a.reshape(a.shape[0], count, chunk, *a.shape[2:]), 1, 0)
+
+    body = jax.checkpoint(lambda piece: run(*piece))
+    out = jax.lax.map(body, (jax.tree.map(split, tokens), jnp.arange(count) * chunk))
+    out = jnp.moveaxis(out, 0, 1)
+    return out.reshape(out.shape[0], count * chunk, *out.shape[3:])[:, :length]
 
 
 def _piecewise(queries, keys, transport: L.Piecewise, rotary_dim: int) -> jax.Array:

@@ -81,8 +81,10 @@ class Block(nn.Module):
     form: str = "auto"
 
     def make(self, **kwargs):
-        return mixers.make({**self.mixer, "form": self.form}, position=self.position, width=WIDTH,
-                           train_length=TRAIN_LENGTH, **kwargs)
+        # chunks of 8 tokens, so that 24 of them make several
+        spec = {**self.mixer, "form": self.form, "chunk": 8}
+        return mixers.make(spec, position=self.position, width=WIDTH, train_length=TRAIN_LENGTH,
+                           **kwargs)
 
     @nn.compact
     def __call__(self, x, seq, state=None):

@@ -31,7 +31,7 @@ def test_a_mixer_refuses_what_its_algebra_refuses_and_nothing_else(name):
     mixer = lookup.find(mixers.PACKAGE, name)
     refused, noted = REFUSED[mixer.family], NOTED.get(mixer.family, {})
     for lane in LANES:
-        support = mixers.support_of(mixer, lane)
+        support = mixer.support(lane)
         if lane.__name__ in refused:
             assert support.status == "refused", lane
             assert support.code == refused[lane.__name__], lane
@@ -43,4 +43,4 @@ def test_a_mixer_refuses_what_its_algebra_refuses_and_nothing_else(name):
         assert not unknown, f"{lane}: forms {unknown} that the mixer does not have"
         if support.forms:
             whole = set(support.forms) | set(support.missing)
-            assert whole == set(mixer.forms), f"{lane}: a form is neither there nor said missing"
+            assert whole >= set(mixer.forms), f"{lane}: a form is neither there nor said missing"

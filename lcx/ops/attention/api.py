@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import logging
 
 import jax
@@ -35,17 +36,19 @@ def backend(name: str):
 
 
 def attend(queries: pairs.Queries, keys: pairs.Keys, lanes, *, rotary_dim: int, scale: float,
-           causal: bool = True, window: int | None = None) -> jax.Array:
+           causal: bool = True, window: int | None = None, chunk: int | None = None) -> jax.Array:
     """Softmax attention under a scheme's lanes: queries [B,T,H,K], keys [B,S,N,K] -> [B,T,H,V].
 
-    Result in the dtype of the values. "auto" tries cuDNN, then a small square, then chunks; a
-    backend that was asked for by name and cannot serve raises ConfigError with its reason.
+    Result in the dtype of the values; chunk: queries at once of the chunked backend. "auto" tries
+    cuDNN, then a small square, then chunks; a backend that was asked for by name and cannot serve
+    raises ConfigError with its reason.
     """
     options = dict(rotary_dim=rotary_dim, scale=scale, causal=causal, window=window)
+    backends = {**BACKENDS, "chunked": functools.partial(chunked.attend, chunk=chunk)}
     name = _chosen.get()
     if name != "auto":
         try:
-            out = BACKENDS[name](queries, keys, lanes, **options)
+            out = backends[name](queries, keys, lanes, **options)
         except NotImplementedError as reason:
             raise ConfigError(f"attention backend '{name}' cannot serve this layer: {reason}; "
                               "use backend=auto") from reason
@@ -55,7 +58,7 @@ def attend(queries: pairs.Queries, keys: pairs.Keys, lanes, *, rotary_dim: int, 
     refused = []
     for name in ("cudnn", "reference" if small else "chunked"):
         try:
-            out = BACKENDS[name](queries, keys, lanes, **options)
+            out = backends[name](queries, keys, lanes, **options)
         except NotImplementedError as reason:
             refused.append(f"{name}: {reason}")
             continue

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lcx import lanes as L
-from lcx.ops.pairs import Keys
+from lcx.ops.pairs import Keys, integral
 
 
 @struct.dataclass
@@ -21,6 +21,17 @@ class KeyCache:
     used: jax.Array
     total: L.Integral | None
     window: int | None = struct.field(pytree_node=False, default=None)
+
+
+def like(lanes: L.Lanes, batch: int, heads: int, key_dim: int, value_dim: int, dtype,
+         value_heads: int | None = None) -> Keys:
+    """One token's keys as `init` wants them, with what lanes of these shapes need to keep."""
+    lanes = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), lanes)
+    path = lanes.transport if isinstance(lanes.transport, L.Householder) else None
+    seq = L.sequence(1, 1, ids=jnp.zeros((1, 1, lanes.axes)))
+    return Keys(jnp.zeros((batch, 1, heads, key_dim), dtype),
+                jnp.zeros((batch, 1, value_heads or heads, value_dim), dtype), seq,
+                integral(lanes.bias), path)
 
 
 def init(like: Keys, batch: int, slots: int, window: int | None = None) -> KeyCache:

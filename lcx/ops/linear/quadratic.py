@@ -19,16 +19,17 @@ CHUNK = 128
 
 
 def attend(queries: pairs.Queries, keys: pairs.Keys, lanes: L.Lanes, *, rotary_dim: int,
-           eps: float | None = None) -> jax.Array:
+           eps: float | None = None, chunk: int | None = None) -> jax.Array:
     """Queries [B,T,H,K] over keys [B,S,N,K] and values [B,S,N or H,V] -> [B,T,H,V], wide.
 
     eps: divide by eps + the sum of the same weights without transport, whose features may be
     positive where the transported ones are not (RoFormer, arXiv:2104.09864); None: do not divide.
-    A temperature is ignored.
+    A temperature is ignored; chunk: queries at once, all of them where the square is small.
     """
     batch, length, heads, _ = queries.query.shape
 
-    def tile(part: pairs.Queries) -> jax.Array:
+    def tile(part: pairs.Queries, first) -> jax.Array:
+        part = part.replace(slot=queries.slot + first)
         allowed = pairs.mask(part.seq, keys.seq)
         scores = pairs.scores(part, keys, lanes.transport, rotary_dim)
         factor = allowed[:, None].astype(scores.dtype)
@@ -43,28 +44,8 @@ def attend(queries: pairs.Queries, keys: pairs.Keys, lanes: L.Lanes, *, rotary_d
         total = jnp.sum(scores * factor, axis=-1)
         return out / (jnp.swapaxes(total, 1, 2)[..., None] + eps)
 
-    if length <= CHUNK or batch * heads * length * keys.key.shape[1] <= SMALL:
-        return tile(queries)
-    return over_queries(tile, queries, CHUNK)
-
-
-def over_queries(tile, queries: pairs.Queries, chunk: int) -> jax.Array:
-    """tile(Queries of `chunk` tokens) -> [B,chunk,H,V], one chunk after another: [B,T,H,V]."""
-    length = queries.query.shape[1]
-    count = -(-length // chunk)
-
-    def split(a):  # [B,T,...] -> [count,B,chunk,...]; padded queries repeat the last one
-        widths = [(0, 0), (0, count * chunk - length)] + [(0, 0)] * (a.ndim - 2)
-        a = jnp.pad(a, widths, mode="edge")
-        return jnp.moveaxis(a.reshape(a.shape[0], count, chunk, *a.shape[2:]), 1, 0)
-
-    @jax.checkpoint
-    def one(piece):
-        part, number = piece
-        seq = part.seq.replace(length=queries.seq.length)
-        return tile(part.replace(seq=seq, slot=queries.slot + number * chunk))
-
-    plain = queries.replace(seq=queries.seq.replace(length=None), slot=None)
-    out = jax.lax.map(one, (jax.tree.map(split, plain), jnp.arange(count)))
-    out = jnp.moveaxis(out, 0, 1)
-    return out.reshape(out.shape[0], count * chunk, *out.shape[3:])[:, :length]
+    if chunk is None:
+        small = batch * heads * length * keys.key.shape[1] <= SMALL
+        chunk = length if small else CHUNK
+    tokens = queries.replace(seq=queries.seq.replace(length=None), slot=None)
+    return pairs.over_queries(tile, tokens, chunk)
