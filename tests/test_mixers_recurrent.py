@@ -194,9 +194,9 @@ def test_rglru_golden_gate_and_its_bounded_root():
     assert 0.9 <= start.min() < 0.91 and 0.99 < start.max() <= 0.999001
 
 
-@pytest.mark.parametrize("position,forms", [("rope", ("chunked", "step")),
-                                            ("fox", FORMS), (["fox", "t5_bias"], ("quadratic",))],
-                         ids=str)
+@pytest.mark.parametrize("position,forms", [
+    (dict(name="rope", fraction=0.5, interleaved=True), ("chunked", "step")), ("fox", FORMS),
+    (["fox", "t5_bias"], ("quadratic",))], ids=str)
 def test_rglru_runs_every_way_alike(x64, position, forms):
     cases.agree(cases.ways(RGLRU, position, forms))
 
