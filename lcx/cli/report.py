@@ -37,8 +37,8 @@ def write(folder, out, say: Callable[[str], None]) -> None:
     done = report(folder, out=out)
     say("")
     say(done.text)
-    say("* the train length; G: bits per byte at the longest context minus those at the train "
-        "length")
+    say("* the train length. rise: bpb at the longest context minus the last one with its block "
+        "inside\nthe train length; G: minus the train length as context, paired by token")
     for warning in done.warnings:
         say(f"note: {warning}")
     say(f"page: {done.page}")

@@ -67,6 +67,14 @@ def baseline(rows: Iterable[Row]) -> Row | None:
     return found[0] if found else None
 
 
+def inside(points: Iterable[Point], rows: Iterable[Row]) -> Point | None:
+    """The longest rung whose whole window, scored block included, is inside the train length."""
+    limits = [row["train_length"] - (row["extra"] or {}).get("block", 0)
+              for row in rows if row["metric"] == "bpb" and row["method"] == SAME]
+    found = [p for p in points if p.estimate and limits and p.length <= min(limits)]
+    return found[-1] if found else None
+
+
 def train_lengths(rows: Iterable[Row]) -> list[int]:
     return sorted({row["train_length"] for row in rows})
 

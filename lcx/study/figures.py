@@ -168,8 +168,9 @@ def _paint_position(axes, rows, found) -> None:
 
 _FIGURES = (
     ("bpb", "The same target tokens, scored with more and more context before them. Bands: 95% "
-     "intervals over documents; dots: seeds. The grey line is a unigram model of the training "
-     "text.", "bpb", "same_target", _paint_bpb),
+     "intervals over documents; dots: seeds. From a context of the train length on, the scored "
+     "block lies beyond it. The grey line is a unigram model of the training text.",
+     "bpb", "same_target", _paint_bpb),
     ("gap", "G(c) = bpb with context c minus bpb with the train length as context, paired by "
      f"token. The grey band is +-{STABLE_WITHIN} bpb: inside it a length counts as stable.",
      "bpb_gap", "same_target", _paint_gap),

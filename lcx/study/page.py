@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lcx.study import tables
-from lcx.study.arms import Row, baseline, curves, train_lengths
+from lcx.study.arms import Row, baseline, curves, inside, train_lengths
 from lcx.study.figures import Figure
 
 STYLE = """
@@ -68,18 +68,20 @@ def page(title: str, rows: Sequence[Row], figures: Sequence[Figure], *, stamp: s
 
 def summary(rows: Sequence[Row]) -> str:
     """The answer in two sentences, from the rows alone."""
-    bpb, gaps = curves(rows, "bpb"), curves(rows, "bpb_gap")
-    last = {arm: points[-1] for arm, points in gaps.items() if points and points[-1].estimate}
-    if not last:
-        return "No length beyond the first was measured yet."
-    longest = max(point.length for point in last.values())
-    ranked = sorted((p.estimate.value, arm) for arm, p in last.items() if p.length == longest)
+    bpb = curves(rows, "bpb")
+    rises = {arm: tables.rise(points, rows) for arm, points in bpb.items()}
+    longest = max((points[-1].length for points in bpb.values()), default=0)
+    ranked = sorted((found, arm) for arm, found in rises.items()
+                    if found is not None and bpb[arm][-1].length == longest)
+    if not ranked:
+        return "No length beyond the train length was measured yet."
     trained = ", ".join(str(length) for length in train_lengths(rows))
     told = []
-    for (gap, arm), word in zip((ranked[0], ranked[-1]), ("best", "worst")):
-        at = [p for p in bpb[arm] if p.length == longest]
-        told.append(f"{arm.label()} holds up {word}, with {at[0].estimate.value:.2f} bits per byte "
-                    f"(G = {gap:+.2f})")
+    for (found, arm), word in zip((ranked[0], ranked[-1]), ("best", "worst")):
+        value = bpb[arm][-1].estimate.value
+        told.append(f"{arm.label()} holds up {word}, with {value:.2f} bits per byte "
+                    f"({found:+.2f} against a context of "
+                    f"{inside(bpb[arm], rows).length})")
     if len(ranked) == 1:
         told.pop()
     text = (f"Trained at length {trained} and tested with up to {longest} tokens of context. "

@@ -11,6 +11,7 @@ from typing import Any
 
 from lcx.study import figures, page, records, tables
 from lcx.study.arms import Row
+from lcx.study.status import read_status
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,8 @@ def report(folder: str | Path, *, out: str | Path | None = None, command: str = 
     figures.matplotlib_or_hint()
     out = Path(out) if out else folder / "report"
     sweep = _read_json(folder / "sweep.json")
-    members = sweep.get("members", [])
+    members = [{**member, "state": read_status(folder / member["run"])["state"]}
+               for member in sweep.get("members", [])]
     command = command or f"lcx report {folder}"
     stamp = f"{command} | configs {configs_hash(rows)} | code {_versions(rows)}"
     warnings = warn(rows, members)

@@ -6,28 +6,32 @@ from collections.abc import Sequence
 from typing import Any
 
 from lcx.eval.statistics import verdict
-from lcx.study.arms import Arm, Row, arm_of, arms, baseline, curves, train_lengths
+from lcx.study.arms import Arm, Row, arm_of, arms, baseline, curves, inside, train_lengths
 
 Table = tuple[list[str], list[list[str]]]  # header, rows
 
 
 def by_length(rows: Sequence[Row], intervals: bool = False) -> Table:
-    """bpb of each arm at each context, the gap G at the longest, and the unigram row beneath."""
+    """bpb of each arm at each context, its rise and its gap G, and the unigram row beneath.
+
+    The rise is from the last rung inside the train length to the longest. G alone would hide a
+    model that breaks at once: its reference, a context of L, already has its block beyond L.
+    """
     bpb, gaps = curves(rows, "bpb"), curves(rows, "bpb_gap")
     lengths = sorted({p.length for points in bpb.values() for p in points})
     trained = train_lengths(rows)
     header = ["arm", *(f"{c}*" if c in trained else str(c) for c in lengths),
-              f"G({lengths[-1]})" if lengths else "G", "verdict"]
+              "rise", f"G({lengths[-1]})" if lengths else "G", "verdict"]
     body = []
     for arm in _ranked(bpb, gaps):
         cells = {p.length: p for p in bpb[arm]}
         last = [p for p in gaps.get(arm, []) if lengths and p.length == lengths[-1]]
         gap = last[0] if last else None
         body.append([arm.label(), *(_cell(cells.get(c), intervals) for c in lengths),
-                     _cell(gap, intervals, sign="+"),
+                     _rise(bpb[arm], rows), _cell(gap, intervals, sign="+"),
                      verdict(gap.estimate) if gap and gap.estimate else ""])
     if (row := baseline(rows)) is not None:
-        body.append(["unigram (no context)", *([f"{row['value']:.3f}"] * len(lengths)), "", ""])
+        body.append(["unigram (no context)", *([f"{row['value']:.3f}"] * len(lengths)), "", "", ""])
     return header, body
 
 
@@ -79,6 +83,19 @@ def _ranked(bpb, gaps) -> list[Arm]:
         last = bpb[arm][-1].estimate
         return (last is None, last.value if last else 0.0, arm)
     return sorted(bpb, key=rank)
+
+
+def rise(points, rows: Sequence[Row]) -> float | None:
+    """bpb at the longest context minus bpb at the last rung inside the train length."""
+    first, last = inside(points, rows), points[-1]
+    if first is None or last.estimate is None:
+        return None
+    return last.estimate.value - first.estimate.value
+
+
+def _rise(points, rows) -> str:
+    found = rise(points, rows)
+    return "" if found is None else f"{found:+.3f}"
 
 
 def _cell(point, intervals: bool, sign: str = "") -> str:
