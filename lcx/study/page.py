@@ -40,9 +40,10 @@ def page(title: str, rows: Sequence[Row], figures: Sequence[Figure], *, stamp: s
     parts += [f'<p class="warn">{_e(text)}</p>' for text in warnings]
     parts += [_figure(figure) for figure in figures[:1]]
     parts += ["<h2>Bits per byte by context length</h2>", _table(tables.by_length(rows)),
-              '<p class="small">* the train length. G: bits per byte at the longest context minus '
-              "those at the train length, on the same target tokens; verdict: tie where its 95% "
-              "interval holds 0.</p>", _details("With 95% intervals",
+              '<p class="small">* the train length. Rise: bits per byte at the longest context '
+              "minus those at the last one whose scored block is still inside the train length. G: "
+              "minus those with the train length as context, paired by token; verdict: tie where "
+              "its 95% interval holds 0.</p>", _details("With 95% intervals",
                                                 _table(tables.by_length(rows, True)))]
     parts += [_figure(figure) for figure in figures[1:]]
     if (reached := tables.lengths_reached(rows))[1]:
