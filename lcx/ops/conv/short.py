@@ -51,6 +51,7 @@ def short_conv(
     window = kernel.shape[0]
     if kernel.ndim != 2 or kernel.shape[1] != width or window < 1:
         raise ValueError(f"kernel {kernel.shape} must be [W,D] with W >= 1 and D = {width}")
+    isolated = segment is not None or state is not None
     if state is None:
         state = init_state(batch, window, width, x.dtype)
     if state.tail.shape != (batch, window - 1, width):
@@ -59,8 +60,7 @@ def short_conv(
             "make it with init_state(batch, window, width)"
         )
     read = jnp.concatenate([state.tail.astype(x.dtype), x], axis=1)
-    isolated = segment is not None
-    if isolated:
+    if segment is not None:
         if segment.shape not in ((batch, length), (1, length)):
             raise ValueError(f"segment {segment.shape} must be {(batch, length)}")
         segment = jnp.broadcast_to(segment, (batch, length)).astype(jnp.int32)
