@@ -80,6 +80,7 @@ def sweep(members: Sequence[Member], *, jobs: int = 1, command: str = "",
     jobs = min(jobs, todo.qsize())
     with contextlib.ExitStack() as stack:
         threads: list[threading.Thread] = []
+        done = threading.Semaphore(0)
         stack.callback(lambda: [thread.join() for thread in threads])  # after the workers' end
         workers = stack.enter_context(_workers(root, jobs))
         if workers:
@@ -89,11 +90,11 @@ def sweep(members: Sequence[Member], *, jobs: int = 1, command: str = "",
                     raise ConfigError(f"{member.label}: {answer['error']}")
         _write_sweep(root, members, command)
         for worker in workers:
-            threads.append(threading.Thread(target=_work, args=(worker, todo, members, say)))
+            threads.append(threading.Thread(target=_work,
+                                            args=(worker, todo, members, say, done)))
             threads[-1].start()
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(0.2)  # in slices, so that signals are served
+        for _ in threads:  # not join: one that a signal interrupts takes its thread for ended
+            done.acquire()
     _write_sweep(root, members, command)
     return all(member.state == "finished" for member in members)
 
@@ -175,28 +176,36 @@ def _stop(*_) -> None:
 
 
 def _work(worker: Worker, todo: queue.Queue[Member], members: Sequence[Member],
-          say: Callable[[str], None]) -> None:
-    while True:
-        try:
-            member = todo.get_nowait()
-        except queue.Empty:
-            return
-        member.state, began = "running", time.monotonic()
+          say: Callable[[str], None], done: threading.Semaphore) -> None:
+    try:
+        while _run(worker, todo.get_nowait(), members, say):
+            pass
+    except queue.Empty:
+        pass
+    finally:
+        done.release()
+
+
+def _run(worker: Worker, member: Member, members: Sequence[Member],
+         say: Callable[[str], None]) -> bool:
+    """Run one member; False where its worker was asked to stop."""
+    member.state, began = "running", time.monotonic()
+    answer = worker.ask("run", member)
+    while answer["state"] == "busy" and time.monotonic() - began < PATIENCE:
+        time.sleep(1.0)  # its last worker may still be on the way out
         answer = worker.ask("run", member)
-        while answer["state"] == "busy" and time.monotonic() - began < PATIENCE:
-            time.sleep(1.0)  # its last worker may still be on the way out
-            answer = worker.ask("run", member)
-        if answer["state"] == "waiting":
-            member.state = "waiting"
-            return
-        if answer.get("died"):  # it could not say so itself
-            with contextlib.suppress(ConfigError):  # a full disk: the summary still tells
-                write_status(member.folder, "failed", error=answer["error"])
-        member.seconds = time.monotonic() - began
-        member.state, member.error = answer["state"], answer.get("error", "")
-        done = sum(m.state in ("finished", "failed", "busy") for m in members)
-        note = f": {member.error}" if member.error else f" in {member.seconds:.0f} s"
-        say(f"[{done}/{len(members)}] {member.label}: {member.state}{note}")
+    if answer["state"] == "waiting":
+        member.state = "waiting"
+        return False
+    if answer.get("died"):  # it could not say so itself
+        with contextlib.suppress(ConfigError):  # a full disk: the summary still tells
+            write_status(member.folder, "failed", error=answer["error"])
+    member.seconds = time.monotonic() - began
+    member.state, member.error = answer["state"], answer.get("error", "")
+    done = sum(m.state in ("finished", "failed", "busy") for m in members)
+    note = f": {member.error}" if member.error else f" in {member.seconds:.0f} s"
+    say(f"[{done}/{len(members)}] {member.label}: {member.state}{note}")
+    return True
 
 
 def _write_sweep(root: Path, members: Sequence[Member], command: str) -> None:
