@@ -115,7 +115,7 @@ def test_gated_delta_net_without_decay_is_delta_net(x64):
 
 @pytest.mark.parametrize("position", ["rope", ["path", "fox"]], ids=str)
 def test_gated_delta_net_runs_every_way_alike(x64, position):
-    cases.agree(cases.ways(GDN, position, FORMS))
+    cases.agree(cases.ways(dict(GDN, chunk=4), position, FORMS))
 
 
 # ---- RG-LRU ------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def test_rglru_golden_gate_and_its_bounded_root():
     (dict(name="rope", fraction=0.5, interleaved=True), ("chunked", "step")), ("fox", FORMS),
     (["fox", "t5_bias"], ("quadratic",))], ids=str)
 def test_rglru_runs_every_way_alike(x64, position, forms):
-    cases.agree(cases.ways(RGLRU, position, forms))
+    cases.agree(cases.ways(dict(RGLRU, chunk=4), position, forms))
 
 
 def test_rglru_streams_ids_of_several_axes(x64):
