@@ -587,6 +587,8 @@ def test_randomized_draws_distinct_sorted_ids_for_each_document():
         k, n = np.arange(1, b - a + 1), b - a
         np.testing.assert_allclose(ids.mean(0), k * 41 / (n + 1) - 1, atol=2.0)
     assert (draws[:, 0, 14:] != draws[:, 0, :6]).any() and (draws[0] != draws[1]).any()
+    rows = make(spec).remap(L.sequence(2, 20), jax.random.key(0)).ids
+    assert (rows[0] != rows[1]).any()
     moved = make(spec).remap(seq, jax.random.key(0))
     np.testing.assert_array_equal(moved.index, seq.index)
     assert make(spec).remap(L.sequence(1, 40), jax.random.key(0)).ids.tolist() == [
