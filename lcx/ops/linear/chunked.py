@@ -14,11 +14,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from lcx.ops.linear.decay import Decay
+from lcx.ops.linear.decay import BLOCK, Decay
 from lcx.ops.linear.inputs import Inputs
 from lcx.ops.linear.triangular import unit_lower_inverse
 
-SPAN = 64  # chunks in flight at once: bounds memory at any length, and still fills a GPU
+# float32 elements of a span's largest tile: bounds memory at any length, and still fills a GPU
+SPAN = {"cpu": 2**20}
+SPAN_ELSEWHERE = 2**27
 
 
 def chunked(inputs: Inputs, state: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
@@ -26,7 +28,7 @@ def chunked(inputs: Inputs, state: jax.Array, chunk: int) -> tuple[jax.Array, ja
     length = inputs.query.shape[1]
     chunk = min(chunk, -(-length // 16) * 16)
     chunks = -(-length // chunk)
-    spans = -(-chunks // SPAN)
+    spans = -(-chunks // min(chunks, _chunks_at_once(inputs, chunk)))
     chunks = -(-chunks // spans)
 
     def split(x):  # [B,T,...] -> [spans, B, chunks, chunk, ...]; padding: no key, no decay
@@ -45,6 +47,15 @@ def chunked(inputs: Inputs, state: jax.Array, chunk: int) -> tuple[jax.Array, ja
     out = jnp.moveaxis(out, 0, 1)
     out = out.reshape(out.shape[0], -1, *out.shape[4:])
     return out[:, :length], state
+
+
+def _chunks_at_once(inputs: Inputs, chunk: int) -> int:
+    batch, _, num_heads, head_dim = inputs.query.shape
+    per_head = max(chunk * chunk, head_dim * inputs.value.shape[-1])
+    if inputs.log_decay is not None and inputs.log_decay.shape[-1] > 1:
+        per_head = max(per_head, chunk * BLOCK * head_dim)
+    bound = SPAN.get(jax.default_backend(), SPAN_ELSEWHERE)
+    return max(1, bound // (batch * num_heads * per_head))
 
 
 def _span(state: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:

@@ -18,8 +18,15 @@ SMALL = 2**23
 CHUNK = 128
 
 
-def attend(queries: pairs.Queries, keys: pairs.Keys, lanes: L.Lanes, *, rotary_dim: int,
-           eps: float | None = None, chunk: int | None = None) -> jax.Array:
+def attend(
+    queries: pairs.Queries,
+    keys: pairs.Keys,
+    lanes: L.Lanes,
+    *,
+    rotary_dim: int,
+    eps: float | None = None,
+    chunk: int | None = None,
+) -> jax.Array:
     """Queries [B,T,H,K] over keys [B,S,N,K] and values [B,S,N or H,V] -> [B,T,H,V], wide.
 
     eps: divide by eps + the sum of the same weights without transport, whose features may be
