@@ -327,7 +327,9 @@ def test_retention_is_retnet(x64):
     mixer, seq = layer("retention", num_heads=2), L.sequence(1, T)
     x, found = started(mixer, seq)
     x, frequency = 5 * x, 10000.0 ** -np.linspace(0, 1, 4)
-    got = run(mixer, found, x, seq, None, L.Lanes(L.Rotation(L.split_frequency(frequency))))[0]
+    lanes = L.Lanes(L.Rotation(L.split_frequency(frequency)))
+    (got, _), seen = jax.jit(lambda f, x: mixer.apply(f, x, seq, None, lanes,
+                                                      mutable=["intermediates"]))(found, x)
     p, x = numpy(found), np.asarray(x)
     gamma = 1 - 2.0 ** (-5 - np.arange(2))
     q, k, v, g = (np.einsum("btd,dhk->bthk", x, p[n]["kernel"])
@@ -347,6 +349,7 @@ def test_retention_is_retnet(x64):
             weights = turned(q[b, :, h]) @ turned(k[b, :, h]).T * decay
             weights /= np.clip(np.abs(weights).sum(1, keepdims=True), 1, 5e4)
             parallel[b, :, h] = weights @ v[b, :, h]
+    close(seen["intermediates"]["outer"][0], state_form)  # the norm would hide a factor
     for core, eps, tolerance in ((state_form, 1e-6, 1e-11), (parallel, 0.0, 1e-4)):
         normed = core / np.sqrt((core**2).mean(-1, keepdims=True) + eps)
         close(got, np.einsum("bthv,hvd->btd", normed * silu(g), p["out"]["kernel"]), tolerance)
@@ -471,7 +474,7 @@ def test_forms_that_do_not_exist_say_so():
         mix(q, k, v, packed(), toeplitz, "chunked")
     with pytest.raises(Unimplemented, match="ring buffer"):
         mix(q, k, v, packed(), constant, "step")
-    with pytest.raises(ConfigError, match="choose one of"):
+    with pytest.raises(ConfigError, match="parallel.*Known: auto, chunked"):
         mix(q, k, v, packed(), form="parallel")
     with pytest.raises(ConfigError, match="choose 'sum' or None"):
         mix(q, k, v, packed(), normaliser="max")
@@ -501,9 +504,9 @@ def test_initial_values_are_the_published_ones():
     scaled = layer("retention").clone(output_scale=0.1)
     _, small = started(scaled, seq, jnp.float32, spread=0.0)
     assert np.allclose(small["params"]["out"]["kernel"], 0.1 * kernels["out"])
-    many = layer("mamba2", num_heads=32, head_dim=1)
+    many = layer("mamba2", num_heads=512, head_dim=1)
     _, found = started(many, seq, jnp.float32, spread=0.0)
     rate, step = np.exp(found["params"]["log_rate"]), nn.softplus(found["params"]["step_bias"])
-    assert 1 <= rate.min() < 3 and 13 < rate.max() <= 16
-    assert 0.001 <= step.min() < 0.003 and 0.03 < step.max() <= 0.1
+    assert 1 <= rate.min() < 1.2 and 15.8 < rate.max() < 16.001
+    assert 0.00099 < step.min() < 0.00104 and 0.097 < step.max() < 0.10001
     assert (np.asarray(found["params"]["skip"]) == 1).all()
