@@ -2,8 +2,8 @@
 
 The model is the 124M GPT that everyone measures (12 x 768, vocabulary 50304, bfloat16), trained by
 the same program as `lcx train` on random tokens. Prints one JSON object per length. MFU counts the
-matrix products of the model three times (forward and backward; attention at half the square) against
-the dense bfloat16 peak given by --peak.
+matrix products of the model three times (forward, backward; attention at half the square) against
+the dense bfloat16 peak of --peak.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="*", default=[n for n, _ in LADDER])
     parser.add_argument("--peak", type=float, default=989.0, help="TFLOP/s, dense bfloat16")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    logging.basicConfig(force=True, level=logging.INFO, format="%(name)s: %(message)s")
     for length, rows in LADDER:
         if length in options.lengths:
             print(json.dumps(measure(length, rows, options)), flush=True)

@@ -12,7 +12,7 @@ ARMS = (
     ("attention", "sinusoidal"),
     ("attention", "rope"),
     ("attention", "alibi"),
-    ("gated_delta_net", "no_pe"),
+    ("retention", "rope"),
 )
 
 
@@ -20,13 +20,14 @@ def get_config(arg=None):
     """`arg`: None (minutes on two cores), "full" or "gpu"."""
     config = base_config()
     model, data, train = config.experiment.model, config.experiment.data, config.experiment.train
-    model.width, model.depth = 128, 4
+    model.width, model.depth = 96, 3
     data.train_length, data.batch_size = 128, 16
     train.steps = 300
     train.optimizer = dict(name="adamw", learning_rate=3e-3)
-    config.experiment.eval.max_factor = 8
+    config.experiment.eval.max_factor, config.experiment.eval.targets = 8, 128
     if arg == "full":
-        train.steps = 3000
+        model.width, model.depth = 128, 4
+        train.steps, config.experiment.eval.targets = 3000, 256
     elif arg == "gpu":
         model.width, model.depth, model.dtype = 512, 8, "bfloat16"
         data.train_length, data.batch_size = 512, 64

@@ -56,7 +56,7 @@ def test_the_file_is_short(installed):
 def test_the_scheme_is_found_described_and_checked(installed):
     assert NAME in lookup.names(positions.PACKAGE)
     record = listing.record(NAME)
-    assert record["lanes"] == ["EventuallyConstant"] and record["structure"] == "EVC"
+    assert record["lanes"] == ["EventuallyConstant"] and record["class"] == "EVC"
     with pytest.raises(ConfigError, match="did you mean 'window'"):
         attend(dict(name=NAME, windw=3))
 

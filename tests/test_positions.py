@@ -694,9 +694,9 @@ def test_listing_describes_every_scheme():
         t5_bias=["EventuallyConstant"], path=["Householder"], rerope=["Piecewise"],
         cope=["Pairwise"], log_n=["Temperature"])
     for record in found.values():
-        assert set(record) == {"name", "structure", "lanes", "paper", "summary"}
+        assert set(record) == {"name", "class", "lanes", "paper", "summary"}
         assert record["summary"] and record["paper"]
-    assert listing.record("fox")["structure"] == "SEP"
+    assert listing.record("fox")["class"] == "SEP"
 
 
 # ---- what raises ---------------------------------------------------------------------------------

@@ -112,8 +112,11 @@ class Mixer(nn.Module):
         return shared, carry
 
     @classmethod
-    def support(cls, lane: Any) -> Support:
-        """The entry for a lane value or type, or for the nearest type that it specialises."""
+    def support(cls, lane: Any, among: Lanes | None = None) -> Support:
+        """The entry for a lane value or type, or for the nearest type that it specialises.
+
+        among: the lanes that it comes with, for a mixer that cannot honour some of them together.
+        """
         for kind in (lane if isinstance(lane, type) else type(lane)).__mro__:
             if kind in cls.supports:
                 return cls.supports[kind]
@@ -142,7 +145,7 @@ def lane_shapes(scheme: positions.Position, width: int, batch: int = 1, length: 
     return _lane_shapes(scheme, width, batch, length, wide_dtype())
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _lane_shapes(scheme, width, batch, length, dtype):
     carry = scheme.init_carry(batch)
 
@@ -160,7 +163,7 @@ def bind(mixer: type[Mixer], lanes: Lanes) -> list[str]:
     """
     name, notes = lookup.file_name(mixer), []
     for value in lanes.values():
-        support, lane = mixer.support(value), type(value).__name__
+        support, lane = mixer.support(value, lanes), type(value).__name__
         if support.status == "refused":
             raise Refusal(lane, name, support.code, support.reason)
         if support.status == "unimplemented":

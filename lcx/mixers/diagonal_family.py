@@ -16,8 +16,6 @@ import jax.numpy as jnp
 from flax import struct
 
 from lcx import lanes as L
-from lcx.errors import Unimplemented
-from lcx.lookup import file_name
 from lcx.mixers import CHUNKED, QUADRATIC, STEP, Mixer, Support, refuses
 from lcx.ops import pairs
 from lcx.ops.attention import cache
@@ -89,10 +87,13 @@ class DiagonalMixer(Mixer):
         return out, memory
 
     @classmethod
-    def support(cls, lane: Any) -> Support:
+    def support(cls, lane: Any, among: L.Lanes | None = None) -> Support:
         if isinstance(lane, L.Rotation) and lane.amplitude is not None:
             return refuses("R1", _AMPLITUDE)
-        return super().support(lane)
+        if isinstance(lane, L.Rotation) and among is not None and _weighs_pairs(among):
+            return Support(reason="beside a bias that weighs pairs, a turned input would have to "
+                                  "be kept for every past token")
+        return super().support(lane, among)
 
     def over_pairs(self, lanes: L.Lanes) -> bool:
         """Whether these lanes need the weights of all pairs, and so a cache of inputs.
@@ -101,11 +102,7 @@ class DiagonalMixer(Mixer):
         """
         for lane in lanes.values():
             self.check_form(lane)
-        static = any(isinstance(bias, L.Toeplitz) for bias in lanes.bias)
-        if static and lanes.transport is not None:
-            raise Unimplemented("Rotation", file_name(type(self)), "beside a bias that weighs "
-                                "pairs, a turned input would have to be kept for every past token")
-        return static
+        return _weighs_pairs(lanes)
 
     def _scan(self, log_decay, value, rotation, step, starts, before):
         """The recurrence itself; the rotated channels and the rest run beside each other."""
@@ -140,6 +137,10 @@ class DiagonalMixer(Mixer):
         else:
             memory = jnp.zeros((batch, *shape), wide_dtype())
         return DiagonalState(memory, conv, L.nothing_seen(batch, lanes.axes), carry)
+
+
+def _weighs_pairs(lanes: L.Lanes) -> bool:
+    return any(isinstance(bias, L.Toeplitz) for bias in lanes.bias)
 
 
 def _over_pairs(log_decay, value, seq, lanes, memory, chunk):

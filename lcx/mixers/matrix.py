@@ -32,7 +32,7 @@ def cell(position: Any, mixer: Any, *, width: int = 64, train_length: int = 64) 
     module = mixers.make(mixer, position=position, width=width, train_length=train_length,
                          parent=None)
     lanes, _ = module.structure()
-    found = [(type(value).__name__, module.support(value))
+    found = [(type(value).__name__, module.support(value, lanes))
              for value in lanes.values()]
     status = min((support.status for _, support in found), key=_WORST.index, default="native")
     forms = [form for form in module.forms if all(form in s.forms for _, s in found)]

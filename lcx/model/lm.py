@@ -94,9 +94,9 @@ class LanguageModel(nn.Module):
         seqs = self._remapped(seq)
         embedded = {}
         for layer, moved in zip(self.layers, seqs):
-            embedded.setdefault(positions.label(layer["position"]), (layer["position"], moved))
-        for spec, moved in embedded.values():
-            for embed in positions.make_embed(spec, self.width, self.train_length):
+            embedded.setdefault(repr(layer["position"]), (layer["position"], moved))
+        for number, (spec, moved) in enumerate(embedded.values()):
+            for embed in positions.make_embed(spec, self.width, self.train_length, number):
                 x = embed(x, moved)
         x = shard(x, "batch length _")
         shared, carries = self._shared(x, seqs, state)

@@ -78,11 +78,12 @@ def label(spec: Any) -> str:
     return "+".join(part["name"] for part in parts(spec))
 
 
-def make_embed(spec: Any, width: int, train_length: int) -> list[nn.Module]:
+def make_embed(spec: Any, width: int, train_length: int, number: int = 0) -> list[nn.Module]:
     """The input lanes of a spec: the `Embed` of every component that has one.
 
     An `Embed` is a module (x [B,T,D], seq) -> [B,T,D]; of its fields, width and train_length are
-    set here and the rest are options of its scheme.
+    set here and the rest are options of its scheme. `number` tells apart the distinct schemes of
+    a pattern, each with parameters of its own.
     """
     found = []
     for part in parts(spec):
@@ -94,7 +95,7 @@ def make_embed(spec: Any, width: int, train_length: int) -> list[nn.Module]:
         lookup.check_options(scheme, name, options, ("site",))
         known = {"width": width, "train_length": train_length, **lookup.fields(scheme), **options}
         wanted = {field: known[field] for field in lookup.fields(embed) if field in known}
-        found.append(embed(name=f"embed_{name}", **wanted))
+        found.append(embed(name=f"embed_{name}_{number}", **wanted))
     return found
 
 

@@ -14,7 +14,7 @@ _SITE = Site(num_heads=2, num_kv_heads=2, rotary_dim=16, key_dim=16, width=32, t
 
 
 def record(name: str) -> dict[str, Any]:
-    """One scheme: name, structure, lanes (in the order they act), paper and a line on it.
+    """One scheme: name, structural class, lanes (in the order they act), paper and a line on it.
 
     lanes: "remap" and "embed" where the scheme has them, then the types of its lane values.
     """
@@ -24,7 +24,8 @@ def record(name: str) -> dict[str, Any]:
         lanes.append("embed")
     lanes += [type(value).__name__ for value in _lanes(cls(site=_SITE)).values()]
     summary = (cls.__doc__ or "").strip().splitlines()[0]
-    return dict(name=name, structure=cls.structure, lanes=lanes, paper=cls.paper, summary=summary)
+    return {"name": name, "class": cls.structure, "lanes": lanes, "paper": cls.paper,
+            "summary": summary}
 
 
 def _lanes(scheme: positions.Position):
