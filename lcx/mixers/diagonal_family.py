@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lcx import lanes as L
+from lcx.integral import Integral, integrate, separable_gap
 from lcx.mixers import CHUNKED, QUADRATIC, STEP, Mixer, Support, refuses
 from lcx.ops import pairs
 from lcx.ops.attention import cache
@@ -158,7 +159,7 @@ def _over_pairs(log_decay, value, seq, lanes, memory, chunk):
         queries = pairs.Queries(jnp.zeros((1, 1, heads, 0)), seq)
         allowed = pairs.mask(seq, keys.seq)
         bias = pairs.log_bias(queries, keys, static, allowed, 1.0)[:, :, None]  # [B,H,1,T,S]
-        gap = jnp.minimum(L.gap(total, keys.integral), 0.0)  # the future is masked
+        gap = jnp.minimum(separable_gap(total, keys.integral), 0.0)  # the future is masked
         gap = gap.reshape(batch, heads, size, *gap.shape[-2:])
         weights = jnp.where(allowed[:, None, None], jnp.exp(gap + bias), 0.0)
         return jnp.moveaxis(jnp.sum(weights * inputs, -1), -1, 1)
@@ -166,11 +167,11 @@ def _over_pairs(log_decay, value, seq, lanes, memory, chunk):
     return pairs.over_queries(tile, (seq.replace(length=None), total), chunk), memory
 
 
-def _integral(log_decay: jax.Array, before: L.Integral | None = None) -> L.Integral:
+def _integral(log_decay: jax.Array, before: Integral | None = None) -> Integral:
     """Running sum [B,T,H*K] of gates [B,T,H,K]; a gate of -inf, which has none, is floored."""
     floor = math.log(jnp.finfo(log_decay.dtype).tiny)
     flat = log_decay.reshape(*log_decay.shape[:2], -1)
-    return L.integrate(jnp.maximum(flat, floor), before)
+    return integrate(jnp.maximum(flat, floor), before)
 
 
 def _halves(x: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lcx import lanes as L
+from lcx.integral import Integral, integrate, separable_gap
 from lcx.ops.householder import householder_scores
 from lcx.types import wide
 
@@ -27,7 +28,7 @@ class Queries:
 
     query: jax.Array
     seq: L.Sequence
-    integral: L.Integral | None = None
+    integral: Integral | None = None
     slot: jax.Array | int = 0
 
 
@@ -41,7 +42,7 @@ class Keys:
     key: jax.Array
     value: jax.Array
     seq: L.Sequence
-    integral: L.Integral | None = None
+    integral: Integral | None = None
     path: L.Householder | None = None
 
 
@@ -98,7 +99,7 @@ def log_bias(queries: Queries, keys: Keys, biases: tuple, allowed: jax.Array,
                     continue  # all separable increments were summed before they were integrated
                 integrated = True
                 # future pairs would be positive; they are masked, so keep them harmless
-                term = jnp.minimum(L.gap(queries.integral, keys.integral), 0.0)
+                term = jnp.minimum(separable_gap(queries.integral, keys.integral), 0.0)
             case L.Toeplitz():
                 distance = queries.seq.ids[..., :, None, 0] - keys.seq.ids[..., None, :, 0]
                 term = jnp.moveaxis(wide(bias.kernel(bias.params, distance)), -1, 1)
@@ -113,10 +114,10 @@ def log_bias(queries: Queries, keys: Keys, biases: tuple, allowed: jax.Array,
     return total
 
 
-def integral(biases: tuple, before: L.Integral | None = None) -> L.Integral | None:
+def integral(biases: tuple, before: Integral | None = None) -> Integral | None:
     """The integral of all separable biases of a layer together; None where there is none."""
     increments = [b.increment for b in biases if isinstance(b, L.Separable)]
-    return L.integrate(sum(increments), before) if increments else None
+    return integrate(sum(increments), before) if increments else None
 
 
 def rotated(queries: Queries, keys: Keys, rotation: L.Rotation, rotary_dim: int):

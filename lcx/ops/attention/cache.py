@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lcx import lanes as L
+from lcx.integral import Integral
 from lcx.ops.pairs import Keys, integral
 
 
@@ -19,7 +20,7 @@ class KeyCache:
 
     keys: Keys
     used: jax.Array
-    total: L.Integral | None
+    total: Integral | None
     window: int | None = struct.field(pytree_node=False, default=None)
 
 
