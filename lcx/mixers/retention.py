@@ -52,8 +52,9 @@ class Retention(LinearMixer):
         query, key = dense(dim, "head_dim", "query"), dense(dim, "head_dim", "key") * dim**-0.5
         value, gate = dense(value_dim, "value_dim", "value"), dense(value_dim, "value_dim", "gate")
         lanes, carry = self.see(x, seq, None if state is None else state.carry, shared)
-        out, state = self.mix(query, key, value, seq, lanes, carry, state,
-                              log_decay=jnp.asarray(log_decay(heads)))
+        # Behind a barrier, or XLA for GPU folds the sums of this constant for seconds at compile.
+        rate = jax.lax.optimization_barrier(jnp.asarray(log_decay(heads)))
+        out, state = self.mix(query, key, value, seq, lanes, carry, state, log_decay=rate)
         out = nn.silu(gate) * RmsNorm("value_dim", affine=False, name="norm")(out)
         scaled = lambda *args: self.output_scale * outward(*args)
         out = Dense((self.width,), ("width",), ("heads", "value_dim"), init=scaled, name="out")(out)
