@@ -10,10 +10,12 @@ import pytest
 
 from lcx.errors import ConfigError, DataError
 from lcx.eval.rows import FIELDS
-from lcx.study import records
+from lcx.study import export, records
 from lcx.study.arms import Arm, curves
+from lcx.study.caveats import warn
+from lcx.study.distinct import distinguish
 from lcx.study.figures import styles
-from lcx.study.report import distinguish, report, warn
+from lcx.study.report import report
 from lcx.study.tables import by_length, fairness, text
 
 L, LENGTHS = 128, (32, 64, 96, 128, 256, 512, 1024)
@@ -47,6 +49,7 @@ def study(seeds=(0,), mixers=("attention", "rglru"), positions=tuple(BLOW_UP)):
                     value = at_l - 0.08 * math.log2(min(c, L) / L) + rise + 0.02 * seed
                     rows.append(make(position, mixer, seed, c, value=value, low=value - 0.05,
                                      high=value + 0.05))
+                    rows.append(make(position, mixer, seed, c, "perplexity", value=2**value))
                     rows.append(make(position, mixer, seed, c, "bpb_gap", value=value - at_l,
                                      low=value - at_l - 0.01, high=value - at_l + 0.01))
                 for k, p in enumerate(sorted({round(2 ** (k / 2)) for k in range(20)})):
@@ -147,6 +150,8 @@ def test_arms_that_differ_in_more_than_the_seed_are_not_averaged():
 @pytest.mark.parametrize(("changes", "message"), [
     ({"code_version": "v0.2"}, "different versions of the code"),
     ({"dirty": True}, "different versions"),
+    ({"extra": {"trained_with": "v0.0"}}, "v0.1-3, trained with v0.0"),
+    ({"train_tokens": 2_000_000}, "different numbers of training tokens"),
     ({"learning_rate_tuned": False}, "not tuned"),
     ({"train_length": 256}, "different lengths"),
     ({"extra": {"targets": "other"}}, "different target tokens"),
@@ -171,34 +176,91 @@ def test_every_arm_looks_different():
     assert len({tuple(map(str, look.values())) for look in looks.values()}) == len(names)
 
 
-def test_the_page_stands_alone_and_says_it_all(tmp_path):
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A report of a study with a failed member, written twice."""
     pytest.importorskip("matplotlib")
-    write(tmp_path, study())
-    run = next(path for path in tmp_path.iterdir())
+    folder = write(tmp_path_factory.mktemp("study"), study(seeds=(0, 1)))
+    run = next(path for path in folder.iterdir())
     (run / "config.json").write_text('{"experiment": {"seed": "<b>"}}')
-    (tmp_path / "sweep.json").write_text(json.dumps({
+    (folder / "sweep.json").write_text(json.dumps({
         "command": "lcx sweep quick.py --config.experiment.seed=1",
         "members": [dict(run="dead", position="rope", mixer="mla", seed=0, state="failed",
                          error="its process ended")]}))
-    done = report(tmp_path)
-    html = done.page.read_text()
-    assert not re.findall(r'(?:src|href)="(?:https?:)?//', html) and "<script" not in html
-    assert "@import" not in html and "<b>" not in html  # a config is text, not markup
-    assert html.count("<svg") == 3 and "lcx sweep quick.py" in html
+    return report(folder), report(folder, out=folder / "again")
+
+
+def test_the_page_stands_alone_and_says_it_all(done):
+    html = done[0].page.read_text()
+    assert not re.findall(r'(?:src|href)="(?:https?:)?//', html)
+    assert "src=" not in html and "@import" not in html
+    assert "<b>" not in html  # a config is text, not markup
+    assert html.count("<svg") == 7 and "lcx sweep quick.py" in html
     assert "1 of 1 runs are not in this report" in html
     for path in re.findall(r'href="([^"#]+)"', html):
-        assert (done.page.parent / path).is_file()
-    assert {path.suffix for path in done.figures} == {".svg", ".pdf", ".png"}
-    # A figure without its command and config hash does not exist.
-    stamp = re.search(r"lcx report \S+ \| configs [0-9a-f]{10} \| code v0.1-3", html)[0]
-    for path in done.figures:
+        assert (done[0].page.parent / path).is_file()
+
+
+def test_each_number_is_one_click_from_its_row_and_config(done):
+    html = done[0].page.read_text()
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]+)"', html)) <= set(ids)
+    # bpb of RoPE at 1024 in the main table leads to a row that holds the same number.
+    link = re.search(r'href="#([^"]+)" title="rope, attention: bpb, same_target, 1024 tokens of '
+                     r'context; 95% Student.{1,6}s t over 2 seeds">5.310</a>', html)
+    row = re.search(f'<tr id="{link[1]}">.*?</tr>', html, re.S)[0]
+    assert "same_target" in row and "5.300 [5.250, 5.350]" in row
+    section = html[html.index(link[1].rsplit("-bpb", 1)[0] + '">'):]
+    assert section.index("runs (seeds)") < section.index(link[1])
+
+
+def test_figures_keep_their_command_and_config_hash(done):
+    assert {path.suffix for path in done[0].figures} == {".svg", ".pdf", ".png"}
+    stamp = re.search(r"lcx report \S+ \| configs [0-9a-f]{10} \| code v0.1-3",
+                      done[0].page.read_text())[0]
+    for path in done[0].figures:
         if path.suffix != ".pdf":
             assert stamp.encode() in path.read_bytes(), path
         if path.suffix == ".svg":
             about = re.search("<dc:description>(.*?)</dc:description>", path.read_text(), re.S)
             assert stamp in about[1]
-    again = report(tmp_path, out=tmp_path / "again").figures
-    assert again[0].read_bytes() == done.figures[0].read_bytes()
+    assert done[0].figures[0].read_bytes() == done[1].figures[0].read_bytes()
+
+
+def test_rows_lie_beside_the_page(done):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    read = {path.name: path for path in done[0].files}
+    rows = records.read(done[0].page.parent.parent)
+    csv, parquet = pandas.read_csv(read["rows.csv"]), pandas.read_parquet(read["rows.parquet"])
+    assert list(csv.columns) == list(parquet.columns) == ["arm", *FIELDS]
+    for table in (csv, parquet):
+        assert table["value"].tolist() == [row["value"] for row in rows]
+        assert table["run"].tolist() == [row["run"] for row in rows]
+        assert [json.loads(extra) for extra in table["extra"]] == [row["extra"] for row in rows]
+    assert set(csv["arm"]) == {f"{p}, {m}" for p in BLOW_UP for m in ("attention", "rglru")}
+
+
+def test_without_pyarrow_there_is_csv_and_a_hint(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "rows.parquet").write_text("of older rows")
+    files, hint = export.write(study(mixers=("attention",)), tmp_path)
+    assert [path.name for path in files] == ["rows.csv"] and "pip install lcx[report]" in hint
+    assert not (tmp_path / "rows.parquet").exists()
+
+
+def test_code_versions_are_not_mixed_unless_it_is_said(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = study(mixers=("attention",), positions=("rope", "alibi"))
+    newer = [{**row, "code_version": "v0.2"} for row in rows if row["position"] == "alibi"]
+    write(tmp_path, newer + [row for row in rows if row["position"] == "rope"])
+    with pytest.raises(ConfigError, match=r"v0.1-3: 1 runs .*v0.2: 1 runs .*--mix-versions"):
+        report(tmp_path)
+    assert not (tmp_path / "report").exists()
+    done = report(tmp_path, mix_versions=True)
+    assert "different versions of the code" in done.page.read_text()
+    assert "--mix-versions | configs" in done.page.read_text()
 
 
 def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):

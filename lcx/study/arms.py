@@ -47,6 +47,14 @@ def arm_of(row: Row) -> Arm:
     return Arm(str(row["mixer"]), str(row["position"]), note)
 
 
+def version_of(row: Row) -> str:
+    """The code behind a row; that of the training too where it was another."""
+    version, trained = row["code_version"], (row.get("extra") or {}).get("trained_with")
+    dirty = " (dirty)" if row["dirty"] and "dirty" not in str(version) else ""
+    return f"{version}{dirty}" + (f", trained with {trained}" if trained not in (None, "", version)
+                                  else "")
+
+
 def arms(rows: Iterable[Row]) -> list[Arm]:
     return sorted({arm_of(row) for row in rows})
 
@@ -65,14 +73,6 @@ def baseline(rows: Iterable[Row]) -> Row | None:
     """The unigram model's bits per byte: the same targets for all, so any row of it will do."""
     found = [row for row in rows if row["method"] == UNIGRAM and row["value"] is not None]
     return found[0] if found else None
-
-
-def inside(points: Iterable[Point], rows: Iterable[Row]) -> Point | None:
-    """The longest rung whose whole window, scored block included, is inside the train length."""
-    limits = [row["train_length"] - (row["extra"] or {}).get("block", 0)
-              for row in rows if row["metric"] == "bpb" and row["method"] == SAME]
-    found = [p for p in points if p.estimate and limits and p.length <= min(limits)]
-    return found[-1] if found else None
 
 
 def train_lengths(rows: Iterable[Row]) -> list[int]:

@@ -1,142 +1,134 @@
-"""The report as one HTML file that needs nothing else: inline SVG, no scripts, no fonts."""
+"""The report as one HTML file that needs nothing else: inline SVG, no foreign scripts or fonts."""
 
 from __future__ import annotations
 
-import html
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lcx.study import tables
-from lcx.study.arms import Row, baseline, curves, inside, train_lengths
+from lcx.eval.lengths import STABLE_WITHIN
+from lcx.study import markup, sections, tables
+from lcx.study.arms import Row, baseline, train_lengths
+from lcx.study.distinct import final
 from lcx.study.figures import Figure
+from lcx.study.gaps import longest, rises
 
-STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto;
-  max-width: 56rem; padding: 1rem; overflow-wrap: break-word; }
-h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-figure { margin: 1rem 0; } figure svg { width: 100%; max-width: 40rem; height: auto;
-  display: block; }
-figcaption, .small { font-size: .85rem; color: #555; }
-.wide { overflow-x: auto; border: 1px solid #ddd; border-radius: 4px; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
-thead th { border-bottom: 2px solid #888; } tbody tr:nth-child(even) td { background: #f6f6f6; }
-code, pre { font-size: .85rem; } pre { white-space: pre-wrap; background: #f6f6f6;
-  padding: .6rem; border-radius: 4px; }
-.warn { border-left: 4px solid #D55E00; background: #fdf1ea; padding: .5rem .8rem; }
-"""
+TERMS = (
+    ("bits per byte", "how many bits the model needs per byte of text: lower is better. A model "
+     "that knows nothing needs 8"),
+    ("context", "how many tokens of the same text the model sees before the block that is scored. "
+     "The same blocks are scored at every context, so that only the context changes"),
+    ("train length", "the window that the model was trained on. What comes beyond it is the test"),
+    ("rise", "bits per byte at the longest context minus those at the longest context that still "
+     "lies, with its block, inside the train length. About 0: the model holds up; above: it breaks "
+     "down; below: it makes use of the longer context"),
+    ("G", "the same difference against a context of exactly the train length, paired by token"),
+    ("arm", "what is compared: a positional scheme on a sequence mixer; its runs differ by seed"),
+)
 
 
 def page(title: str, rows: Sequence[Row], figures: Sequence[Figure], *, stamp: str,
-         command: str = "", warnings: Sequence[str] = (),
+         commands: Sequence[str] = (), warnings: Sequence[str] = (),
          members: Sequence[Mapping[str, Any]] = (),
-         configs: Mapping[str, str] | None = None) -> str:
-    """The HTML text. configs: the resolved config of each run, by run id."""
-    parts = [f"<h1>{_e(title)}: train short, test long</h1>", f"<p>{_e(summary(rows))}</p>"]
-    parts += [f'<p class="warn">{_e(text)}</p>' for text in warnings]
-    parts += [_figure(figure) for figure in figures[:1]]
-    parts += ["<h2>Bits per byte by context length</h2>", _table(tables.by_length(rows)),
-              '<p class="small">* the train length. Rise: bits per byte at the longest context '
-              "minus those at the last one whose scored block is still inside the train length. G: "
-              "minus those with the train length as context, paired by token; verdict: tie where "
-              "its 95% interval holds 0.</p>", _details("With 95% intervals",
-                                                _table(tables.by_length(rows, True)))]
-    parts += [_figure(figure) for figure in figures[1:]]
+         configs: Mapping[str, Mapping[str, Any]] | None = None,
+         files: Sequence[str] = ()) -> str:
+    """The HTML text. configs: the resolved config of each run, by run id; files: beside the page.
+
+    Tables show each run's last checkpoint.
+    """
+    rows = final(rows)
+    drawn = {figure.name: markup.figure(figure) for figure in figures}
+    take = lambda *names: [drawn.pop(name) for name in names if name in drawn]
+    parts = [f"<h1>{markup.escape(title)}: train short, test long</h1>",
+             f"<p>{markup.escape(summary(rows))}</p>", ""]
+    parts += [f'<p class="warn">{markup.escape(text)}</p>' for text in warnings]
+    parts += [*take("bpb"), markup.details("What the words mean", markup.facts(TERMS))]
+    parts += [_section("Ranked by what longer context costs", "ranked"), *take("ranked")]
+    parts += [markup.table(tables.ranked(rows), names=2), markup.small(_ranked_note(rows))]
+    parts += [_section("Bits per byte by context length", "lengths"),
+              markup.table(tables.by_length(rows, gaps=False)),
+              markup.small("* the train length. Any number leads to its row, with its method."),
+              markup.details("With 95% intervals",
+                             markup.table(tables.by_length(rows, True, gaps=False)))]
+    if (perplexity := tables.by_length(rows, True, metric="perplexity", gaps=False))[1]:
+        parts.append(markup.details("Perplexity per token", markup.table(perplexity)))
+    parts += [_section("More figures", "figures"),
+              '<div class="figures">' + "\n".join(drawn.values()) + "</div>"] if drawn else []
     if (reached := tables.lengths_reached(rows))[1]:
-        parts += ["<h2>How far each model reaches</h2>", _table(reached),
-                  '<p class="small">Stable: the longest context up to which the upper limit of G '
-                  "stays within 0.02. Useful: the longest context that is still significantly "
-                  "better than half of it.</p>"]
-    parts += ["<h2>What each arm was given</h2>", _table(tables.fairness(rows)),
-              '<p class="small">FLOPs per token: matrix products of the forward pass at the train '
-              "length. State size: numbers a stream remembers after as many tokens.</p>"]
-    parts += ["<h2>How this was made</h2>"]
-    parts += [f"<pre>{_e(command)}</pre>"] if command else []
-    parts += [f'<p class="small">{_e(stamp)}</p>', _method(rows)]
+        parts += [_section("How far each model reaches", "reach"), markup.table(reached),
+                  markup.small("Stable: the longest context up to which the upper limit of G stays "
+                               f"within {STABLE_WITHIN}. Useful: the longest context that is still "
+                               "significantly better than half of it.")]
+    parts += [_section("What each arm was given", "fairness"), markup.table(tables.fairness(rows)),
+              markup.small("A comparison is fair where these agree. FLOPs per token: matrix "
+                           "products of the forward pass at the train length. State size: numbers "
+                           "a stream remembers after as many tokens.")]
+    parts += [_section("Each arm: method, config and every row", "arms")]
+    parts += sections.of_arms(rows, configs or {})
+    parts += [_section("How this was made", "made"),
+              "<pre>" + markup.escape("\n".join(commands)) + "</pre>", markup.small(stamp)]
     if members:
-        parts.append(_details(f"Runs ({len(members)})", _table(_members(members))))
-    for run, text in sorted((configs or {}).items()):
-        parts.append(_details(f"Config of {run}", f"<pre>{_e(text)}</pre>"))
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{_e(title)}: lcx report</title><style>{STYLE}</style></head>\n<body>\n"
-            + "\n".join(parts) + "\n</body></html>\n")
+        parts.append(markup.details(f"Runs ({len(members)})", markup.table(_members(members))))
+    parts[2] = _contents("".join(parts), files)
+    return markup.document(f"{title}: lcx report", parts)
 
 
 def summary(rows: Sequence[Row]) -> str:
     """The answer in two sentences, from the rows alone."""
-    bpb = curves(rows, "bpb")
-    rises = {arm: tables.rise(points, rows) for arm, points in bpb.items()}
-    longest = max((points[-1].length for points in bpb.values()), default=0)
-    ranked = sorted((found, arm) for arm, found in rises.items()
-                    if found is not None and bpb[arm][-1].length == longest)
-    if not ranked:
+    context = longest(rows)
+    gaps = [gap for gap in rises(rows) if gap.estimate is not None]
+    if not gaps or context <= min(train_lengths(rows), default=0):
         return "No length beyond the train length was measured yet."
+    bpb = {(tables.arm_of(row), row["seed"]): row["value"] for row in rows
+           if row["metric"] == "bpb" and row["method"] == "same_target"
+           and row["length"] == context}
     trained = ", ".join(str(length) for length in train_lengths(rows))
     told = []
-    for (found, arm), word in zip((ranked[0], ranked[-1]), ("best", "worst")):
-        value = bpb[arm][-1].estimate.value
-        told.append(f"{arm.label()} holds up {word}, with {value:.2f} bits per byte "
-                    f"({found:+.2f} against a context of "
-                    f"{inside(bpb[arm], rows).length})")
-    if len(ranked) == 1:
-        told.pop()
-    text = (f"Trained at length {trained} and tested with up to {longest} tokens of context. "
-            f"At {longest}, {'; '.join(told)}.")
+    for gap, word in zip((gaps[0], gaps[-1]), ("best", "worst")):
+        values = [value for (arm, _), value in bpb.items() if arm == gap.arm]
+        told.append(f"{gap.arm.label()} holds up {word}, with {sum(values) / len(values):.2f} bits "
+                    f"per byte ({gap.estimate.value:+.2f} against a context of {gap.against})")
+    text = (f"Trained at length {trained} and tested with up to {context} tokens of context. "
+            f"At {context}, {'; '.join(told[:len(gaps)])}.")
     if (row := baseline(rows)) is not None:
         text += f" A unigram model, which knows no context, scores {row['value']:.2f}."
     return text
-
-
-def _figure(figure: Figure) -> str:
-    links = ", ".join(f'<a href="{_e(path.parent.name)}/{_e(path.name)}">{path.suffix[1:]}</a>'
-                      for path in figure.files)
-    label = f'role="img" aria-label="{_e(figure.caption)}" '
-    return (f"<figure>{figure.svg.replace('<svg ', '<svg ' + label, 1)}"
-            f"<figcaption>{_e(figure.caption)} Files: {links}.</figcaption></figure>")
-
-
-def _table(table: tables.Table) -> str:
-    header, body = table
-    head = "".join(f"<th>{_e(cell)}</th>" for cell in header)
-    lines = "\n".join("<tr>" + "".join(f"<td>{_e(cell)}</td>" for cell in line) + "</tr>"
-                      for line in body)
-    return (f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{lines}</tbody>'
-            "</table></div>")
-
-
-def _method(rows: Sequence[Row]) -> str:
-    """How the numbers were measured: the parameters that every row names."""
-    shown: dict[str, list[str]] = {}
-    for row in rows:
-        if row["metric"] == "bpb" and row["value"] is not None:
-            for key in ("block", "blocks", "targets", "split", "interval", "boundaries", "ids",
-                        "bos", "resamples", "evaluation_seed", "chunk", "data"):
-                value = json.dumps((row["extra"] or {}).get(key))
-                if value not in shown.setdefault(key, []):
-                    shown[key].append(value)
-    lines = [[key, "; ".join(values)] for key, values in shown.items()]
-    return _details("Method of evaluation", _table((["parameter", "value"], lines)))
-
-
-def _members(members: Sequence[Mapping[str, Any]]) -> tables.Table:
-    header = ["run", "position", "mixer", "seed", "label", "state", "error"]
-    return header, [[str(member.get(key, "")) for key in header] for member in members]
-
-
-def _details(title: str, body: str) -> str:
-    return f"<details><summary>{_e(title)}</summary>\n{body}</details>"
-
-
-def _e(text: Any) -> str:
-    return html.escape(str(text))
 
 
 def write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path
+
+
+def _contents(body: str, files: Sequence[str]) -> str:
+    places = (("ranked", "ranking"), ("lengths", "by length"), ("figures", "more figures"),
+              ("fairness", "fairness"), ("arms", "method and config"), ("made", "how it was made"))
+    links = [f'<a href="#{place}">{name}</a>' for place, name in places
+             if f'id="{place}"' in body]
+    links += [f'<a href="{markup.escape(file)}">{markup.escape(file)}</a>' for file in files]
+    return f"<nav>{' '.join(links)}</nav>"
+
+
+def _section(title: str, place: str) -> str:
+    return f'<h2 id="{place}">{markup.escape(title)}</h2>'
+
+
+def _ranked_note(rows: Sequence[Row]) -> str:
+    """What the ranked table's columns are, and how many documents would tell arms apart."""
+    told = ("Verdict: tie where the rise cannot be told from 0 at the 5% level, after Holm's "
+            "correction over the table. bpb within L: at the longest context whose block is still "
+            "inside the train length. Short cost: that minus the best arm's.")
+    found = [(row["extra"]["documents_needed"], row["documents"]) for row in rows
+             if row["metric"] == "bpb_gap" and row["length"] == longest(rows)
+             and (row["extra"] or {}).get("documents_needed")]
+    if found:
+        needed, had = max(found)
+        told += (f" To tell 0.01 bits per byte of G apart, the widest interval here would take "
+                 f"about {needed:,} documents; it had {had}.")
+    return told
+
+
+def _members(members: Sequence[Mapping[str, Any]]) -> tables.Table:
+    header = ["run", "position", "mixer", "seed", "label", "state", "error"]
+    return header, [[str(member.get(key, "")) for key in header] for member in members]

@@ -1,37 +1,89 @@
-"""The numbers of a report as tables: bits per byte by length, and what makes arms comparable."""
+"""The numbers of a report as tables: by length, ranked, and what makes arms comparable."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from lcx.eval.statistics import verdict
-from lcx.study.arms import Arm, Row, arm_of, arms, baseline, curves, inside, train_lengths
+from lcx.eval.statistics import Estimate, verdict
+from lcx.study.arms import (
+    SAME,
+    Arm,
+    Point,
+    Row,
+    arm_of,
+    arms,
+    baseline,
+    curves,
+    train_lengths,
+    version_of,
+)
+from lcx.study.cells import Cell, anchor, name, number, plain
+from lcx.study.gaps import adjusted, inside_context, longest, rises, short_costs
 
 Table = tuple[list[str], list[list[str]]]  # header, rows
 
 
-def by_length(rows: Sequence[Row], intervals: bool = False) -> Table:
-    """bpb of each arm at each context, its rise and its gap G, and the unigram row beneath.
+def by_length(rows: Sequence[Row], intervals: bool = False, *, metric: str = "bpb",
+              gaps: bool = True) -> Table:
+    """A metric of each arm at each context; for bpb the unigram row beneath.
 
-    The rise is from the last rung inside the train length to the longest. G alone would hide a
-    model that breaks at once: its reference, a context of L, already has its block beyond L.
+    With `gaps` also its rise and its gap G. The rise is from the last rung inside the train length
+    to the longest. G alone would hide a model that breaks at once: its reference, a context of L,
+    already has its block beyond L.
     """
-    bpb, gaps = curves(rows, "bpb"), curves(rows, "bpb_gap")
-    lengths = sorted({p.length for points in bpb.values() for p in points})
+    found, differences = curves(rows, metric), curves(rows, "bpb_gap")
+    lengths = sorted({p.length for points in found.values() for p in points})
     trained = train_lengths(rows)
-    header = ["arm", *(f"{c}*" if c in trained else str(c) for c in lengths),
-              "rise", f"G({lengths[-1]})" if lengths else "G", "verdict"]
+    header = ["arm", *(f"{c}*" if c in trained else str(c) for c in lengths)]
+    header += ["rise", f"G({lengths[-1]})" if lengths else "G", "verdict"] if gaps else []
+    risen = {gap.arm: gap.estimate for gap in rises(rows)} if gaps else {}
     body = []
-    for arm in _ranked(bpb, gaps):
-        cells = {p.length: p for p in bpb[arm]}
-        last = [p for p in gaps.get(arm, []) if lengths and p.length == lengths[-1]]
-        gap = last[0] if last else None
-        body.append([arm.label(), *(_cell(cells.get(c), intervals) for c in lengths),
-                     _rise(bpb[arm], rows), _cell(gap, intervals, sign="+"),
-                     verdict(gap.estimate) if gap and gap.estimate else ""])
-    if (row := baseline(rows)) is not None:
-        body.append(["unigram (no context)", *([f"{row['value']:.3f}"] * len(lengths)), "", "", ""])
+    for arm in _ranked(found):
+        at = {p.length: p for p in found[arm]}
+        line = [name(arm), *(_point(arm, at.get(c), metric, intervals) for c in lengths)]
+        if gaps:
+            last = [p for p in differences.get(arm, []) if lengths and p.length == lengths[-1]]
+            point = last[0] if last else None
+            line += [number(risen.get(arm), interval=intervals, sign="+"),
+                     _point(arm, point, "bpb_gap", intervals, sign="+"),
+                     verdict(point.estimate) if point and point.estimate else ""]
+        body.append(line)
+    if metric == "bpb" and (row := baseline(rows)) is not None:
+        cell = number(Estimate(row["value"], row["low"], row["high"]), interval=intervals,
+                      title=_method(row, 1))
+        body.append(["unigram (no context)", *([cell] * len(lengths)), *[""] * (3 * gaps)])
+    return header, body
+
+
+def ranked(rows: Sequence[Row]) -> Table:
+    """Arms by their rise at the longest context, with what they cost within the train length."""
+    context, gaps = longest(rows), rises(rows)
+    best, costs = short_costs(rows)
+    told = adjusted(gaps)
+    beyond = {arm: {p.length: p for p in points}.get(context)
+              for arm, points in curves(rows, "bpb_gap").items()}
+    bpb = {arm: {p.length: p for p in points} for arm, points in curves(rows, "bpb").items()}
+    header = ["#", "arm", f"rise to {context}", "verdict", f"G({context})", "bpb within L",
+              f"short cost vs {best.label()}" if best else "short cost"]
+    body = []
+    for place, gap in enumerate(gaps, start=1):
+        arm, cost = gap.arm, costs.get(gap.arm)
+        inside = inside_context([row for row in rows if arm_of(row) == arm])
+        how = (f"bpb with {context} tokens of context minus bpb with {gap.against}; "
+               + _interval_of(len(gap.seeds)))
+        against = "" if cost is None else (
+            f"bpb minus that of {best.label()}, both with context {cost.context}, "
+            + ("paired by token" if cost.estimate.low is not None else "not paired: other seeds"))
+        body.append([
+            Cell(str(place), key=place), name(arm),
+            number(gap.estimate, interval=True, sign="+", status=gap.status, title=how,
+                   link=anchor(arm, "bpb", context)),
+            told.get(arm, ""), _point(arm, beyond.get(arm), "bpb_gap", True, sign="+"),
+            _point(arm, bpb[arm].get(inside), "bpb", False),
+            Cell("best") if arm == best else number(
+                cost and cost.estimate, interval=True, sign="+", title=against,
+                link=anchor(arm, "bpb", inside))])
     return header, body
 
 
@@ -42,11 +94,11 @@ def fairness(rows: Sequence[Row]) -> Table:
     body = []
     for arm in arms(rows):
         own = [row for row in rows if arm_of(row) == arm and row["metric"] == "bpb"]
-        kept = lambda name, own=own: _joined(row[name] for row in own)
-        measured = lambda name, own=own: _joined(
-            row[name] for row in own if row["value"] is not None)
-        code = _joined(f"{row['code_version']}{' (dirty)' if row['dirty'] else ''}" for row in own)
-        body.append([arm.label(), kept("parameters"), kept("flops_per_token"), kept("state_size"),
+        kept = lambda key, own=own: _joined(row[key] for row in own)
+        measured = lambda key, own=own: _joined(
+            row[key] for row in own if row["value"] is not None)
+        code = _joined(version_of(row) for row in own)
+        body.append([name(arm), kept("parameters"), kept("flops_per_token"), kept("state_size"),
                      kept("train_tokens"), kept("learning_rate"), kept("learning_rate_tuned"),
                      kept("seed"), measured("documents"), measured("tokens"), code])
     return header, body
@@ -60,9 +112,10 @@ def lengths_reached(rows: Sequence[Row]) -> Table:
         if row["metric"] in ("stable_length", "useful_length"):
             at_least = ">= " if (row["extra"] or {}).get("at_least") else ""
             text = "none" if row["value"] is None else f"{at_least}{row['value']:.0f}"
-            found.setdefault((arm_of(row), row["seed"]), {})[row["metric"]] = text
+            found.setdefault((arm_of(row), row["seed"]), {})[row["metric"]] = Cell(
+                text, key=row["value"] or 0.0, title=_method(row, 1))
     for (arm, seed), cells in sorted(found.items(), key=lambda item: (item[0][0], str(item[0][1]))):
-        body.append([arm.label(), str(seed), cells.get("stable_length", ""),
+        body.append([name(arm), str(seed), cells.get("stable_length", ""),
                      cells.get("useful_length", "")])
     return header, body
 
@@ -77,51 +130,35 @@ def text(table: Table) -> str:
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
-def _ranked(bpb, gaps) -> list[Arm]:
-    """Arms in the order of their bpb at the longest context; those without a value last."""
+def _ranked(found: dict[Arm, list[Point]]) -> list[Arm]:
+    """Arms in the order of their value at the longest context; those without one last."""
     def rank(arm: Arm):
-        last = bpb[arm][-1].estimate
+        last = found[arm][-1].estimate
         return (last is None, last.value if last else 0.0, arm)
-    return sorted(bpb, key=rank)
+    return sorted(found, key=rank)
 
 
-def rise(points, rows: Sequence[Row]) -> float | None:
-    """bpb at the longest context minus bpb at the last rung inside the train length."""
-    first, last = inside(points, rows), points[-1]
-    if first is None or last.estimate is None:
-        return None
-    return last.estimate.value - first.estimate.value
-
-
-def _rise(points, rows) -> str:
-    found = rise(points, rows)
-    return "" if found is None else f"{found:+.3f}"
-
-
-def _cell(point, intervals: bool, sign: str = "") -> str:
+def _point(arm: Arm, point: Point | None, metric: str, interval: bool, sign: str = "") -> str:
     if point is None:
         return ""
-    if point.estimate is None:
-        return point.status
-    found = point.estimate
-    value = f"{found.value:{sign}.3f}"
-    if intervals and found.low is not None:
-        value += f" [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"
-    return value
+    how = (f"{arm.label()}: {metric}, {SAME}, {point.length} tokens of context; "
+           + _interval_of(len(point.seeds)))
+    return number(point.estimate, interval=interval, sign=sign, status=point.status, title=how,
+                  link=anchor(arm, metric, point.length))
+
+
+def _interval_of(seeds: int) -> str:
+    return "95% bootstrap-t over documents" if seeds <= 1 else f"95% Student's t over {seeds} seeds"
+
+
+def _method(row: Row, seeds: int) -> str:
+    return (f"{row['metric']}, {row['method']}, {row['documents']} documents, {row['tokens']} "
+            f"tokens; {_interval_of(seeds)}")
 
 
 def _joined(values) -> str:
     """The distinct values of a field over an arm's rows."""
     distinct = list(dict.fromkeys(values))
-    return ", ".join(number(value) for value in distinct[:4]) + (" ..." if distinct[4:] else "")
-
-
-def number(value: Any) -> str:
-    """12,345 for a count, 0.003 for a rate, yes or no for a truth."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int) or (isinstance(value, float) and value >= 1e4):
-        return f"{value:,.0f}"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "unknown" if value is None else str(value)
+    if len(distinct) == 1:
+        return plain(distinct[0])
+    return ", ".join(plain(value) for value in distinct[:4]) + (" ..." if distinct[4:] else "")
