@@ -8,9 +8,7 @@ from typing import Any
 from lcx.errors import ConfigError
 from lcx.study.arms import Row, arm_of, curves, version_of
 from lcx.study.distinct import final
-from lcx.study.gaps import longest, rises
-
-BROKEN = 0.1  # bits per byte between rise and G from which a reader is told
+from lcx.study.gaps import APART, longest, rises
 
 
 def versions(rows: Sequence[Row]) -> dict[str, list[str]]:
@@ -60,7 +58,7 @@ def warn(rows: Sequence[Row], members: Sequence[Mapping[str, Any]] = ()) -> list
             f"{(row['extra'] or {}).get('status')}" for row in rows
             if row["metric"] == "bpb" and row["value"] is None]
     if lost:
-        found.append(f"Without a value: {'; '.join(lost)}.")
+        found.append(f"Without a value: {'; '.join(dict.fromkeys(lost))}.")
     failed = [f"{m['position']}, {m['mixer']}, seed {m['seed']} ({m['state']})" for m in members
               if m.get("state") not in ("finished", None)]
     if failed:
@@ -78,7 +76,7 @@ def _broken_at_once(rows: Sequence[Row]) -> list[str]:
     gaps = {arm: point.estimate.value for arm, points in curves(rows, "bpb_gap").items()
             for point in points if point.length == context and point.estimate}
     found = [gap.arm.label() for gap in rises(rows) if gap.estimate and gap.arm in gaps
-             and gap.estimate.value - gaps[gap.arm] > BROKEN]
+             and gap.estimate.value - gaps[gap.arm] > APART]
     if not found:
         return []
     return [f"Worse as soon as the scored block leaves the train length: {', '.join(found)}. "

@@ -14,6 +14,8 @@ from lcx.eval.compare import difference
 from lcx.eval.statistics import Estimate, holm, t_interval
 from lcx.study.arms import SAME, Arm, Row, arm_of
 
+APART = 0.1  # bits per byte between rise and G from which a reader is told
+
 
 @dataclasses.dataclass(frozen=True)
 class Gap:

@@ -58,7 +58,8 @@ def page(title: str, rows: Sequence[Row], figures: Sequence[Figure], *, stamp: s
         parts += [_section("How far each model reaches", "reach"), markup.table(reached),
                   markup.small("Stable: the longest context up to which the upper limit of G stays "
                                f"within {STABLE_WITHIN}. Useful: the longest context that is still "
-                               "significantly better than half of it.")]
+                               "significantly better than half of it. Several values: one per "
+                               "seed.")]
     parts += [_section("What each arm was given", "fairness"), markup.table(tables.fairness(rows)),
               markup.small("A comparison is fair where these agree. FLOPs per token: matrix "
                            "products of the forward pass at the train length. State size: numbers "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from lcx.eval.statistics import Estimate, verdict
 from lcx.study.arms import (
@@ -65,7 +64,7 @@ def ranked(rows: Sequence[Row]) -> Table:
               for arm, points in curves(rows, "bpb_gap").items()}
     bpb = {arm: {p.length: p for p in points} for arm, points in curves(rows, "bpb").items()}
     header = ["#", "arm", f"rise to {context}", "verdict", f"G({context})", "bpb within L",
-              f"short cost vs {best.label()}" if best else "short cost"]
+              "short cost"]
     body = []
     for place, gap in enumerate(gaps, start=1):
         arm, cost = gap.arm, costs.get(gap.arm)
@@ -105,19 +104,25 @@ def fairness(rows: Sequence[Row]) -> Table:
 
 
 def lengths_reached(rows: Sequence[Row]) -> Table:
-    """Stable and useful length of each run, as measured on its own documents."""
-    header, body = ["arm", "seed", "stable length", "useful length"], []
-    found: dict[tuple[Arm, Any], dict[str, str]] = {}
-    for row in rows:
-        if row["metric"] in ("stable_length", "useful_length"):
-            at_least = ">= " if (row["extra"] or {}).get("at_least") else ""
-            text = "none" if row["value"] is None else f"{at_least}{row['value']:.0f}"
-            found.setdefault((arm_of(row), row["seed"]), {})[row["metric"]] = Cell(
-                text, key=row["value"] or 0.0, title=_method(row, 1))
-    for (arm, seed), cells in sorted(found.items(), key=lambda item: (item[0][0], str(item[0][1]))):
-        body.append([name(arm), str(seed), cells.get("stable_length", ""),
-                     cells.get("useful_length", "")])
+    """Stable and useful length of each arm, one value per seed where seeds differ."""
+    header, body = ["arm", "seeds", "stable length", "useful length"], []
+    for arm in arms(rows):
+        own = [row for row in rows if arm_of(row) == arm]
+        cells = [_reached([row for row in own if row["metric"] == metric])
+                 for metric in ("stable_length", "useful_length")]
+        if any(cells):
+            body.append([name(arm), _joined(row["seed"] for row in own), *cells])
     return header, body
+
+
+def _reached(rows: Sequence[Row]) -> str:
+    told = []
+    for row in sorted(rows, key=lambda row: str(row["seed"])):
+        at_least = ">= " if (row["extra"] or {}).get("at_least") else ""
+        told.append("none" if row["value"] is None else f"{at_least}{row['value']:.0f}")
+    told = told[:1] if len(set(told)) == 1 else told
+    shortest = min((row["value"] or 0.0 for row in rows), default=None)
+    return Cell(", ".join(told), key=shortest, title=_method(rows[0], 1) if rows else "")
 
 
 def text(table: Table) -> str:
