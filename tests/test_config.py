@@ -1,6 +1,7 @@
 """Configs: typos and wrong types are caught, nodes are whole, the run id is the experiment."""
 
 import json
+import subprocess
 
 import pytest
 
@@ -9,6 +10,7 @@ from lcx.config import (
     base_config,
     canonical_json,
     code_version,
+    identity,
     load,
     load_sweep,
     resolve,
@@ -211,6 +213,39 @@ def test_missing_files_and_arguments(tmp_path, path):
         load(str(tmp_path / "torn.json"))
 
 
-def test_code_version_names_something():
+def test_code_version_names_the_commit_and_the_content_of_what_is_in_none(tmp_path, monkeypatch):
     version, dirty = code_version()
-    assert version and version != "unknown" and isinstance(dirty, bool)
+    assert version and version != "unknown" and dirty == ("+dirty." in version)
+    (tmp_path / "lcx" / "config").mkdir(parents=True)
+    file = tmp_path / "lcx" / "config" / "identity.py"
+    monkeypatch.setattr(identity, "__file__", str(file))
+
+    def git(*words):
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=b",
+                        *words], check=True, capture_output=True)
+
+    def seen():
+        code_version.cache_clear()
+        return code_version()[0]
+
+    file.write_text("one")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    clean = seen()
+    assert "dirty" not in clean and code_version()[1] is False
+    (tmp_path / "notes").write_text("beside the code")
+    assert seen() == clean
+    file.write_text("two")
+    edited = seen()
+    assert edited.startswith(f"{clean}+dirty.") and code_version()[1] is True
+    git("add", ".")
+    assert seen() == edited  # staged or not, it is the same code
+    file.write_text("three")
+    assert seen() not in (clean, edited)
+    file.write_text("two")
+    (tmp_path / "lcx" / "new scheme.py").write_text("x")
+    assert seen() not in (clean, edited)
+    file.unlink()
+    assert len({seen(), clean, edited}) == 3
+    code_version.cache_clear()

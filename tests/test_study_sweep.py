@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lcx.config import apply, load, run_id
+from lcx.config import apply, code_version, load, run_id
 from lcx.errors import ConfigError, DataError
 from lcx.study import flops, records
 from lcx.study.describe import component, overrides_label
@@ -95,6 +95,9 @@ def test_a_run_trains_tests_and_is_skipped_when_finished(path, tmp_path):
     assert row["flops_per_token"] > 2 * 16 * 256  # the head alone
     assert load(str(folder / "config.json")) == config
 
+    assert row["extra"]["trained_with"] == row["code_version"] == code_version()[0]
+    assert json.loads((folder / "config.json").read_text())["code_version"] == code_version()[0]
+
     before = (folder / "rows.jsonl").read_bytes()
     (folder / "checkpoints").rename(tmp_path / "elsewhere")  # a second run would need them
     assert run_member(config, folder)["state"] == "finished"
@@ -102,7 +105,7 @@ def test_a_run_trains_tests_and_is_skipped_when_finished(path, tmp_path):
     (tmp_path / "elsewhere").rename(folder / "checkpoints")
 
     # Killed inside the evaluation: the rows come out once, and the same; nothing is trained again.
-    write_status(folder, "running", pid=0)
+    write_status(folder, "running", pid=0, code_version=code_version()[0])
     records.append(folder / "rows.jsonl", [{**rows[0], "length": 7}])
     trained = read_metrics(folder / "metrics.jsonl")
     assert run_member(config, folder)["state"] == "finished"
@@ -168,7 +171,7 @@ def test_a_member_that_kills_its_process_does_not_stop_the_others(path, stand_in
 def test_finished_members_are_skipped_and_jobs_share_the_rest(path, stand_in):
     members = expand(path)
     members[1].folder.mkdir(parents=True)  # the one that would take its worker down
-    write_status(members[1].folder, "finished")
+    write_status(members[1].folder, "finished", code_version=code_version()[0])
     assert sweep(members, jobs=3, say=lambda text: None)
     assert stand_in.read_text().split().count("run") == 3
     assert {member.state for member in members} == {"finished"}
@@ -187,10 +190,10 @@ def test_one_member_that_cannot_run_stops_the_sweep_before_it_starts(path, stand
 def test_a_real_worker_checks_and_leaves_when_asked(path, tmp_path):
     worker, member = Worker(log=tmp_path / "log"), expand(path)[0]
     try:
-        assert worker.ask("check", member) == {"state": "ok"}
+        assert worker.ask("check", member.config) == {"state": "ok"}
         member.config = load(path, ["runtime.backend=cudnn", "experiment.model.depth=3",
                                     "experiment.model.pattern=[{}, {}]"])
-        assert "depth=3 is not a multiple" in worker.ask("check", member)["error"]
+        assert "depth=3 is not a multiple" in worker.ask("check", member.config)["error"]
         worker.process.stdin.close()  # the driver is gone
         assert worker.process.wait(30) == -signal.SIGTERM
     finally:

@@ -103,8 +103,7 @@ class _Version(argparse.Action):
     def __call__(self, parser, *_):
         from lcx.config.identity import code_version
 
-        version, dirty = code_version()
-        print(f"lcx {version}{' (dirty)' if dirty else ''}")
+        print(f"lcx {code_version()[0]}")
         parser.exit()
 
 

@@ -20,6 +20,16 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_overrides=True)
 
 
+def add_old(parser: argparse.ArgumentParser) -> None:
+    """What to do with results that other code made: nothing unless it is said."""
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--rerun", dest="old", action="store_const", const="rerun",
+                        help="measure again what another version of the code made")
+    choice.add_argument("--keep-old", dest="old", action="store_const", const="keep",
+                        help="count what another version of the code made as it is")
+    parser.set_defaults(old="refuse")
+
+
 def config_of(arguments: argparse.Namespace) -> str:
     """The config that was named. Raises ConfigError unless there is exactly one."""
     given = [c for c in (arguments.config, arguments.config_option) if c]

@@ -6,7 +6,9 @@
   lcx sweep configs/quickstart.py --config.experiment.train.steps=50 --config.runtime.out=/tmp/runs
 
 All members are checked before the first one starts. Finished ones are skipped and half-done ones
-go on; one that crashes does not stop the others, and makes the exit code 1.
+go on; one that crashes or takes longer than --timeout does not stop the others, and makes the exit
+code 1. The same command, started twice, shares the members. What another version of the code has
+made is neither reused nor replaced until --keep-old or --rerun says which.
 """
 
 from __future__ import annotations
@@ -14,13 +16,17 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lcx.cli.arguments import add_config, command_line, config_of, print_json
+from lcx.cli.arguments import add_config, add_old, command_line, config_of, print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
-    parser.add_argument("--jobs", type=int, default=1, metavar="N",
-                        help="worker processes, each with its share of the CPU cores (default 1)")
+    add_old(parser)
+    parser.add_argument("--jobs", type=int, metavar="N",
+                        help="members at a time, each with its share of the cores and GPUs "
+                             "(default: as many as the GPUs hold, else 1)")
+    parser.add_argument("--timeout", type=duration, metavar="TIME",
+                        help="end a member that takes longer: 90s, 30m, 2h (default: never)")
     parser.add_argument("--list", action="store_true", help="list the members and their state")
 
 
@@ -35,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
         _show(members, arguments.json)
         return 0
     say = lambda text: print(text, file=sys.stderr if arguments.json else sys.stdout, flush=True)
-    good = sweep(members, jobs=arguments.jobs, command=command_line(arguments), say=say)
+    good = sweep(members, jobs=arguments.jobs, timeout=arguments.timeout,
+                 old=arguments.old, command=command_line(arguments), say=say)
     if arguments.json:
         _show(members, True)
     failed = [member for member in members if member.state != "finished"]
@@ -49,6 +56,17 @@ def run(arguments: argparse.Namespace) -> int:
 
         write(members[0].folder.parent, None, say)
     return 0 if good else 1
+
+
+def duration(text: str) -> float:
+    """"90s", "30m", "2h" or plain seconds -> seconds."""
+    try:
+        seconds = float(text.rstrip("smh")) * {"m": 60, "h": 3600}.get(text[-1:], 1)
+        if seconds > 0:
+            return seconds
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"'{text}' is no time; write 90s, 30m or 2h")
 
 
 def _show(members, as_json: bool) -> None:

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 
-from lcx.cli.arguments import add_config, config_of, print_json
+from lcx.cli.arguments import add_config, add_old, config_of, print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
+    add_old(parser)
     parser.add_argument("--no-eval", action="store_true", help="stop before the length ladder")
 
 
@@ -31,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     check(config)
     check_data(config)  # before there is a folder
     folder = folder_of(config)
-    status = run_member(config, folder, test=not arguments.no_eval)
+    status = run_member(config, folder, test=not arguments.no_eval, old=arguments.old)
     rows = records.read(folder) if status["state"] == "finished" else []
     if arguments.json:
         print_json(rows)

@@ -43,12 +43,17 @@ def run_id(config: ConfigDict) -> str:
 
 @functools.cache
 def code_version() -> tuple[str, bool]:
-    """(version, dirty): `git describe` of the checkout lcx runs from, else the package version."""
+    """(version, dirty) of the checkout that lcx runs from, else of the installed package.
+
+    `git describe`, and where lcx/ has changes that are in no commit a hash of their content:
+    "v0.1-3-gabc+dirty.1f2e3d4a", so that two states of an edited tree are two versions.
+    """
     root = Path(__file__).resolve().parents[2]
     if (root / ".git").exists():
         try:
-            described = _git(root, "describe", "--always", "--tags", "--abbrev=12")
-            return described, bool(_git(root, "status", "--porcelain", "--", "lcx"))
+            described = _git(root, "describe", "--always", "--tags", "--abbrev=12").strip()
+            changes = _changes(root)
+            return described + (f"+dirty.{changes}" if changes else ""), bool(changes)
         except (OSError, subprocess.SubprocessError):
             pass  # no git on this machine: fall back on the package
     try:
@@ -57,6 +62,20 @@ def code_version() -> tuple[str, bool]:
         return "unknown", False
 
 
+def _changes(root: Path) -> str:
+    """Eight hex digits of the files of lcx/ that differ from the commit, or "" for none."""
+    listed = _git(root, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all",
+                  "--", "lcx").split("\0")
+    if not (names := sorted(entry[3:] for entry in listed if entry)):  # "XY name"
+        return ""
+    found = hashlib.sha256()
+    for name in names:
+        path = root / name
+        content = path.read_bytes() if path.is_file() else b"deleted"
+        found.update(f"{name}\0{len(content)}\0".encode(errors="surrogateescape") + content)
+    return found.hexdigest()[:8]
+
+
 def _git(root: Path, *arguments: str) -> str:
     return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True,
-                          check=True, timeout=10).stdout.strip()
+                          errors="surrogateescape", check=True, timeout=10).stdout

@@ -30,6 +30,8 @@ def load(spec: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config
     path, argument = split_spec(spec)
     if path.suffix == ".json":
         values = _read_json(path)
+        if isinstance(values, dict):
+            values.pop("code_version", None)  # a run's config.json says which code resolved it
     else:
         values = _call(path, _module(path), "get_config", argument)
     if not isinstance(values, Mapping | ConfigDict):

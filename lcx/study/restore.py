@@ -33,6 +33,7 @@ class Run:
     model: nn.Module
     variables: Any
     step: int
+    trained_with: tuple[str, ...] = ()  # versions of the code behind the checkpoint
 
 
 def config_file(folder: Path) -> str:
@@ -61,14 +62,14 @@ def open_run(folder: str | Path, config: ConfigDict | None = None) -> Run:
     abstract = jax.tree.map(
         lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
         nn.unbox(boxed["params"]), sharding.shardings(boxed["params"], mesh))
-    steps = checkpoint.steps(folder / "checkpoints")
-    params = checkpoint.load_params(folder / "checkpoints", abstract)
+    saved = checkpoint.saved(folder / "checkpoints")
+    params = checkpoint.load_params(folder / "checkpoints", abstract, saved.step)
 
     def constants() -> dict[str, Any]:
         found = nn.unbox(model.init(key, inputs, seq))
         return {name: value for name, value in found.items() if name != "params"}
     beside = jax.device_put(jax.jit(constants)(), sharding.replicated(mesh))
-    return Run(folder, config, data, model, {"params": params, **beside}, steps[-1])
+    return Run(folder, config, data, model, {"params": params, **beside}, saved.step, saved.code)
 
 
 def fairness(run: Run) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import time
@@ -16,13 +17,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lcx import sharding, train
-from lcx.config import canonical_json, code_version, load, run_id
+from lcx.config import code_version, load, resolve, run_id
 from lcx.eval.ladder import ladder
 from lcx.ops.attention import api as attention
 from lcx.study import describe, records
 from lcx.study.preflight import check, documents_of, model_of, use_compile_cache, with_data
 from lcx.study.restore import config_file, fairness, open_run
 from lcx.study.status import locked, read_status, write_atomically, write_status
+from lcx.study.versions import settle
+from lcx.train.checkpoint import saved
 
 
 def folder_of(config: ConfigDict) -> Path:
@@ -31,24 +34,28 @@ def folder_of(config: ConfigDict) -> Path:
 
 
 def run_member(config: ConfigDict, folder: str | Path | None = None, *,
-               test: bool = True) -> dict[str, Any]:
+               test: bool = True, old: str = "refuse") -> dict[str, Any]:
     """Train and evaluate one config in its folder; returns its status. A finished one is skipped.
 
     A half-done run goes on from its last checkpoint; without `test` it stops before the ladder.
+    `old` says what happens to results of other code: refuse (OtherVersion), keep or rerun.
     Whatever ends it is written to status.json and raised again. Raises Busy where another process
     holds the folder.
     """
     folder = Path(folder or folder_of(config))
     with locked(folder), _logged(folder) as write_log:
+        settle(folder, old)
         if (status := read_status(folder))["state"] == "finished":
             return status
-        write_atomically(folder / "config.json", canonical_json(config) + "\n")
+        write_atomically(folder / "config.json", json.dumps(
+            {**resolve(config), "code_version": code_version()[0]}, sort_keys=True) + "\n")
         with _status(folder, write_log) as seconds:
             began = time.monotonic()
             train_member(config, folder)
             seconds["train_seconds"] = round(time.monotonic() - began, 1)
             if not test:
-                return write_status(folder, "waiting", note="trained, not evaluated", **seconds)
+                return write_status(folder, "waiting", note="trained, not evaluated", **seconds,
+                                    code_version=code_version()[0])
             evaluate(folder)
         return read_status(folder)
 
@@ -72,7 +79,8 @@ def train_member(config: ConfigDict, folder: Path) -> None:
     config, data = with_data(config)
     documents_of(config, data)  # what the ladder would refuse after training is refused now
     with attention.backend(config.runtime.backend):
-        train.train(config, data.train_batches(), folder, model=model_of(config))
+        train.train(config, data.train_batches(), folder, model=model_of(config),
+                    code_version=code_version()[0])
 
 
 def evaluate(folder: str | Path, config: ConfigDict | None = None) -> list[dict[str, Any]]:
@@ -88,7 +96,8 @@ def evaluate(folder: str | Path, config: ConfigDict | None = None) -> list[dict[
     known = run.data.splits["train"].counts
     counts[:len(known)] = known
     extra = {"arm": describe.arm_id(run.config), "split": options.split,
-             "data": run.data.content_hash, "dtype": run.config.experiment.model.dtype,
+             "data": run.data.content_hash, "trained_with": ", ".join(run.trained_with),
+             "dtype": run.config.experiment.model.dtype,
              **({"label": run.config.runtime.label} if run.config.runtime.label else {})}
     facts = fairness(run)
     with jax.set_mesh(sharding.make_mesh(**run.config.runtime.mesh)), \
@@ -111,18 +120,19 @@ def evaluate(folder: str | Path, config: ConfigDict | None = None) -> list[dict[
 @contextlib.contextmanager
 def _status(folder: Path, write_log: Callable[[str], Any]) -> Iterator[dict[str, float]]:
     """status.json says running, then finished, failed, or waiting after a request to stop."""
-    write_status(folder, "running", pid=os.getpid())
+    version = dict(zip(("code_version", "dirty"), code_version()))
+    write_status(folder, "running", pid=os.getpid(), **version)
     seconds, began = {}, time.monotonic()
     try:
         yield seconds
     except BaseException as error:
         state = "waiting" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
-        write_status(folder, state, error=_one_line(error))
+        write_status(folder, state, error=_one_line(error), **version)
         write_log("".join(traceback.format_exception(error)))
         raise
     if read_status(folder)["state"] == "running":
         write_status(folder, "finished", **seconds, seconds=round(time.monotonic() - began, 1),
-                     **dict(zip(("code_version", "dirty"), code_version())))
+                     trained_with=saved(folder / "checkpoints").code, **version)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +39,7 @@ def write_status(folder: str | Path, state: str, **fields: Any) -> dict[str, Any
 
 def write_atomically(path: Path, text: str) -> None:
     """A reader sees the old file or the new one, never half of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside.write_text(text)
@@ -67,3 +68,15 @@ def locked(folder: str | Path) -> Iterator[None]:
             raise Busy(f"another process is at work in {folder}; wait for it, or give this one "
                        "another --config.runtime.out") from None
         yield
+
+
+def held(folder: str | Path) -> bool:
+    """Whether a living process holds a run's folder."""
+    try:
+        with open(Path(folder) / "member.lock") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # never begun
+        return False
+    return False

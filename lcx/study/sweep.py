@@ -5,26 +5,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import queue
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from lcx.config import assign, canonical_json, code_version, load_sweep, run_id
+from lcx.config import assign, code_version, load_sweep, run_id
 from lcx.errors import ConfigError
 from lcx.study import describe
-from lcx.study.status import read_status, write_atomically, write_status
-from lcx.train.interrupt import EXIT_CODE, Interrupted
+from lcx.study.devices import needed, shares
+from lcx.study.status import held, read_status, write_atomically, write_status
+from lcx.study.versions import others, refuse
+from lcx.study.workers import Worker, workers
 
-PATIENCE = 60.0  # seconds to wait for a folder that another process still holds
+PAUSE = 0.3  # seconds before a look at the next member where another process holds this one
 
 
 @dataclasses.dataclass
@@ -60,38 +58,40 @@ def expand(spec: str, overrides: Iterable[str] = ()) -> list[Member]:
     return list(members.values())
 
 
-def sweep(members: Sequence[Member], *, jobs: int = 1, command: str = "",
-          say: Callable[[str], None] = print) -> bool:
-    """Run members in `jobs` worker processes; True where all of them finished.
+def sweep(members: Sequence[Member], *, jobs: int | None = None, timeout: float | None = None,
+          old: str = "refuse", command: str = "", say: Callable[[str], None] = print) -> bool:
+    """Run each member in a process of its own, `jobs` at a time; True where all finished.
 
-    All are checked before any starts: ConfigError names the first that cannot run. Then a member
-    that crashes, or takes its worker down, is marked failed and the others go on.
+    All are checked before any starts: ConfigError names the first that cannot run, OtherVersion
+    those that other code made (unless `old` is keep or rerun). Then a member that crashes, takes
+    its process down or does not end in `timeout` seconds is marked failed and the others go on.
+    Another driver of the same sweep takes the members that this one does not hold.
     """
-    if jobs < 1:
-        raise ConfigError(f"--jobs={jobs}: take 1 or more worker processes")
     root = members[0].folder.parent
+    split = shares(jobs, len(members), needed(member.config for member in members))
+    if old == "refuse":
+        refuse([(member.label, others(member.folder)) for member in members])
     todo: queue.Queue[Member] = queue.Queue()
     for member in members:
-        if read_status(member.folder)["state"] == "finished":
+        if _finished(member, old):
             member.state = "finished"
             say(f"{member.label}: finished before, skipped")
         else:
             todo.put(member)
-    jobs = min(jobs, todo.qsize())
     with contextlib.ExitStack() as stack:
         threads: list[threading.Thread] = []
         done = threading.Semaphore(0)
         stack.callback(lambda: [thread.join() for thread in threads])  # after the workers' end
-        workers = stack.enter_context(_workers(root, jobs))
-        if workers:
+        crew = stack.enter_context(workers(root, split[:todo.qsize()], timeout))
+        if crew:
             for member in list(todo.queue):
-                answer = workers[0].ask("check", member)
+                answer = crew[0].ask("check", member.config)
                 if answer["state"] != "ok":
                     raise ConfigError(f"{member.label}: {answer['error']}")
         _write_sweep(root, members, command)
-        for worker in workers:
+        for worker in crew:
             threads.append(threading.Thread(target=_work,
-                                            args=(worker, todo, members, say, done)))
+                                            args=(worker, todo, members, old, say, done)))
             threads[-1].start()
         for _ in threads:  # not join: one that a signal interrupts takes its thread for ended
             done.acquire()
@@ -99,113 +99,52 @@ def sweep(members: Sequence[Member], *, jobs: int = 1, command: str = "",
     return all(member.state == "finished" for member in members)
 
 
-class Worker:
-    """A `lcx.study.worker` process, started on first use and again after it died."""
-
-    command = (sys.executable, "-m", "lcx.study.worker")
-
-    def __init__(self, cores: Sequence[int] | None = None, log: Path | None = None):
-        self.cores, self.log = cores, log
-        self.process: subprocess.Popen | None = None
-        self.stopped = False
-
-    def ask(self, what: str, member: Member) -> dict[str, Any]:
-        """Send a member's config and wait for the answer; a dead worker answers "failed".
-
-        One that was asked to stop answers "waiting", and is not started again.
-        """
-        if self.stopped:
-            return {"state": "waiting"}
-        if self.process is None or self.process.poll() is not None:
-            self._start()
-        try:
-            self.process.stdin.write(f'{{"{what}": {canonical_json(member.config)}}}\n')
-            self.process.stdin.flush()
-            line = self.process.stdout.readline()
-        except OSError:
-            line = ""
-        if line:
-            return json.loads(line)
-        code = self.process.wait()
-        if self.stopped or code == EXIT_CODE:
-            return {"state": "waiting", "error": "stopped on request"}
-        why = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return {"state": "failed", "died": True, "error": f"its process ended: {why} (out of "
-                f"memory?); see {self.log or 'above'} and {member.folder / 'log.txt'}"}
-
-    def stop(self) -> None:
-        """SIGTERM, on which training saves; then wait."""
-        self.stopped = True
-        if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-            self.process.wait()
-
-    def _start(self) -> None:
-        command = [*self.command]
-        command += [json.dumps(list(self.cores))] if self.cores else []
-        stderr = open(self.log, "a") if self.log else None  # noqa: SIM115
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=stderr, text=True)
-        if stderr:
-            stderr.close()
+def _finished(member: Member, old: str) -> bool:
+    return (read_status(member.folder)["state"] == "finished"
+            and (old == "keep" or not others(member.folder)))
 
 
-@contextlib.contextmanager
-def _workers(root: Path, jobs: int) -> Iterator[list[Worker]]:
-    """Workers with a share of the cores each; stopped on the way out, and on SIGTERM."""
-    if jobs > 1:
-        root.mkdir(parents=True, exist_ok=True)
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    share = lambda n: cores[n::jobs] if jobs > 1 and len(cores) >= jobs else None
-    workers = [Worker(share(n), root / f"worker-{n}.log" if jobs > 1 else None)
-               for n in range(jobs)]
-    before = None
-    if threading.current_thread() is threading.main_thread():
-        before = signal.signal(signal.SIGTERM, _stop)
-    try:
-        yield workers
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
-        for worker in workers:
-            worker.stop()
-
-
-def _stop(*_) -> None:
-    raise Interrupted("the sweep was stopped on request; run the same command again to go on")
-
-
-def _work(worker: Worker, todo: queue.Queue[Member], members: Sequence[Member],
+def _work(worker: Worker, todo: queue.Queue[Member], members: Sequence[Member], old: str,
           say: Callable[[str], None], done: threading.Semaphore) -> None:
     try:
-        while _run(worker, todo.get_nowait(), members, say):
-            pass
+        while not worker.stopped:
+            _run(worker, todo.get_nowait(), todo, members, old, say)
     except queue.Empty:
         pass
     finally:
         done.release()
 
 
-def _run(worker: Worker, member: Member, members: Sequence[Member],
-         say: Callable[[str], None]) -> bool:
-    """Run one member; False where its worker was asked to stop."""
-    member.state, began = "running", time.monotonic()
-    answer = worker.ask("run", member)
-    while answer["state"] == "busy" and time.monotonic() - began < PATIENCE:
-        time.sleep(1.0)  # its last worker may still be on the way out
-        answer = worker.ask("run", member)
+def _run(worker: Worker, member: Member, todo: queue.Queue[Member], members: Sequence[Member],
+         old: str, say: Callable[[str], None]) -> None:
+    """Run one member, or put it back where another process is at work on it."""
+    began = time.monotonic()
+    if _finished(member, old):
+        answer = {"state": "finished", "note": "by another driver"}
+    elif held(member.folder):
+        answer = {"state": "busy"}
+    else:
+        member.state = "running"
+        answer = worker.ask("run", member.config, old=old)
+        worker.retire()
+    if answer["state"] == "busy":
+        if member.state != "busy":
+            say(f"{member.label}: another process is at work on it")
+        member.state = "busy"
+        todo.put(member)
+        time.sleep(PAUSE)
+        return
     if answer["state"] == "waiting":
         member.state = "waiting"
-        return False
+        return
     if answer.get("died"):  # it could not say so itself
         with contextlib.suppress(ConfigError):  # a full disk: the summary still tells
             write_status(member.folder, "failed", error=answer["error"])
     member.seconds = time.monotonic() - began
     member.state, member.error = answer["state"], answer.get("error", "")
-    done = sum(m.state in ("finished", "failed", "busy") for m in members)
-    note = f": {member.error}" if member.error else f" in {member.seconds:.0f} s"
-    say(f"[{done}/{len(members)}] {member.label}: {member.state}{note}")
-    return True
+    done = sum(m.state in ("finished", "failed") for m in members)
+    note = member.error or answer.get("note") or f"in {member.seconds:.0f} s"
+    say(f"[{done}/{len(members)}] {member.label}: {member.state}, {note}")
 
 
 def _write_sweep(root: Path, members: Sequence[Member], command: str) -> None:

@@ -1,7 +1,8 @@
-"""A process that runs sweep members one after another, so that jax is imported once.
+"""A process that checks the members of a sweep, or runs one.
 
 It reads one JSON request per line on stdin and answers each with one JSON line on stdout:
-{"check": config} and {"run": config}, with resolved configs. What members print goes to stderr.
+{"check": config} and {"run": config, "old": choice}, with resolved configs. What members print
+goes to stderr.
 When its driver is gone it saves and leaves, as after SIGTERM.
 """
 
@@ -52,7 +53,7 @@ def _serve(request: dict[str, Any]) -> dict[str, Any]:
             check(config)
             check_data(config)
             return {"state": "ok"}
-        return run_member(from_values(request["run"]))
+        return run_member(from_values(request["run"]), old=request.get("old", "refuse"))
     except Busy as error:
         return {"state": "busy", "error": str(error)}
     except Exception as error:

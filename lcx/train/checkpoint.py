@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,15 @@ class CheckpointMismatch(ConfigError):
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds beside the arrays: its step, the iterator's state, tokens seen."""
+    """What a checkpoint holds beside the arrays: its step, the iterator's state, tokens seen.
+
+    code: the versions of the code that trained it, in order.
+    """
 
     step: int
     data: Any
     tokens: int
+    code: tuple[str, ...] = ()
 
 
 class Checkpoints:
@@ -65,7 +69,8 @@ class Checkpoints:
                 f"{self._bytes:,}) but only {free:,} are free; free some or change runtime.out"
             )
 
-    def save(self, step: int, state: TrainState, data: Any, tokens: int) -> None:
+    def save(self, step: int, state: TrainState, data: Any, tokens: int,
+             code: Sequence[str] = ()) -> None:
         """Save asynchronously; an error of the save before surfaces here, or in `finish`."""
         self.wait()
         named = flat(state)
@@ -73,7 +78,8 @@ class Checkpoints:
         if jax.process_count() == 1:  # a process cannot hash what lies on other hosts
             for name, value in hashes(named).items():
                 leaves[name]["sha256"] = value
-        body = {"step": step, "tokens": tokens, "data": data, "leaves": leaves}
+        body = {"step": step, "tokens": tokens, "data": data, "leaves": leaves,
+                "code": list(code)}
         params, optimizer = _split(named)
         try:
             self._open().save(step, force=True, args=ocp.args.Composite(
@@ -162,6 +168,13 @@ def steps(folder: str | os.PathLike) -> list[int]:
                   if p.name.isdecimal() and p.is_dir() and not p.is_symlink())
 
 
+def saved(folder: str | os.PathLike) -> Saved:
+    """What the newest checkpoint holds beside the arrays. Raises CheckpointError."""
+    if not (found := steps(folder)):
+        raise CheckpointError(f"{folder}: there is no checkpoint; has the run trained?")
+    return _saved(_read_manifest(Path(folder).absolute() / str(found[-1])))
+
+
 def load_params(folder: str | os.PathLike, abstract: Any, step: int | None = None) -> Any:
     """The parameters alone (by default of the newest step), verified, without the optimizer.
 
@@ -184,8 +197,12 @@ def _restore(path: Path, abstract: TrainState) -> tuple[TrainState, Saved]:
     target = flat(abstract)
     _compare(path, manifest["leaves"], target)
     named = _read(path, manifest, target)
-    saved = Saved(manifest["step"], manifest["data"], manifest["tokens"])
-    return unflat(named, abstract), saved
+    return unflat(named, abstract), _saved(manifest)
+
+
+def _saved(manifest: Mapping[str, Any]) -> Saved:
+    return Saved(manifest["step"], manifest["data"], manifest["tokens"],
+                 tuple(manifest.get("code", ())))
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -48,12 +48,13 @@ class Pending:
 
 
 def train(config: Any, data: DataIterator, run_dir: str | os.PathLike, *,
-          model: nn.Module | None = None) -> TrainState:
+          model: nn.Module | None = None, code_version: str = "unknown") -> TrainState:
     """Train to `config.experiment.train.steps` in `run_dir`, from its newest checkpoint if any.
 
-    Writes metrics.jsonl and checkpoints/. Raises Interrupted (exit code 75) after SIGTERM, having
-    saved; NonFinite on NaN or inf; CheckpointError, CheckpointMismatch, Locked, ConfigError and
-    DataError as they say. Running it again goes on, and ends in the same bits.
+    Writes metrics.jsonl and checkpoints/, each of which says which code versions trained it.
+    Raises Interrupted (exit code 75) after SIGTERM, having saved; NonFinite on NaN or inf;
+    CheckpointError, CheckpointMismatch, Locked, ConfigError and DataError as they say. Running it
+    again goes on, and ends in the same bits.
     """
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -70,9 +71,10 @@ def train(config: Any, data: DataIterator, run_dir: str | os.PathLike, *,
 
         found = checkpoints.restore(program.abstract)
         if found is None:
-            state, start, tokens = program.init(), 0, 0
+            state, start, tokens, code = program.init(), 0, 0, (code_version,)
         else:
             state, start, tokens = found[0], found[1].step, found[1].tokens
+            code = tuple(dict.fromkeys((*found[1].code, code_version)))
             data.set_state(found[1].data)
             log.info("going on from step %d of %s", start, run_dir)
         if start >= steps:
@@ -110,7 +112,7 @@ def train(config: Any, data: DataIterator, run_dir: str | os.PathLike, *,
             if step == steps or step % runtime.checkpoint_every == 0 or interrupt.asked:
                 report(pending)  # nothing is saved that was not looked at
                 pending = None
-                checkpoints.save(step, state, data.get_state(), tokens)
+                checkpoints.save(step, state, data.get_state(), tokens, code)
             if interrupt.asked:  # even after the last step: what follows is not for this process
                 checkpoints.finish(step)
                 raise Interrupted(f"stopped on request after step {step} of {steps}, saved; "
