@@ -44,14 +44,24 @@ class Embed(nn.Module):
         init = nn.with_logical_partitioning(nn.initializers.normal(self.scale),
                                             ("positions", "width"))
         table = self.param("table", init, (rows, self.width))
-        if not any(isinstance(a, jax.core.Tracer) for a in (seq.ids, seq.segment)):
-            _refuse_outside(seq, rows)
-        ids = seq.ids[..., 0]
-        inside, padding = _inside(ids, rows), _padding(seq.segment)
-        vector = table[jnp.where(inside, ids, 0).astype(jnp.int32)]
-        # padding is never read, but NaN would leak from it: 0 x NaN is NaN in a masked sum
-        missing = jnp.where(padding, 0.0, jnp.nan)
-        return x + jnp.where(inside[..., None], vector, missing[..., None]).astype(x.dtype)
+        return x + look_up(table, seq).astype(x.dtype)
+
+
+def look_up(table, seq: Sequence, axis: int = 0) -> jax.Array:
+    """The row of `table` [rows,D] of each id on an axis: [B,T,D], zero at padding.
+
+    An id without a row raises ValueError where the ids are known while the program is traced, and
+    gives NaN where they are not.
+    """
+    rows = table.shape[0]
+    if not any(isinstance(a, jax.core.Tracer) for a in (seq.ids, seq.segment)):
+        _refuse_outside(seq, rows, axis)
+    ids = seq.ids[..., axis]
+    inside, padding = _inside(ids, rows), _padding(seq.segment)
+    vector = table[jnp.where(inside, ids, 0).astype(jnp.int32)]
+    # padding is never read, but NaN would leak from it: 0 x NaN is NaN in a masked sum
+    missing = jnp.where(padding, 0.0, jnp.nan).astype(table.dtype)
+    return jnp.where(inside[..., None], vector, missing[..., None])
 
 
 def _inside(ids, rows: int):
@@ -62,13 +72,13 @@ def _padding(segment):
     return np.zeros((1, 1), bool) if segment is None else segment == 0
 
 
-def _refuse_outside(seq: Sequence, rows: int) -> None:
+def _refuse_outside(seq: Sequence, rows: int, axis: int) -> None:
     """On the host, also inside a trace, where an operation of jnp would be staged."""
-    ids = np.asarray(seq.ids)[..., 0]
+    ids = np.asarray(seq.ids)[..., axis]
     padding = _padding(None if seq.segment is None else np.asarray(seq.segment))
     inside = _inside(ids, rows) | padding
     if not inside.all():
         outside = np.broadcast_to(ids, inside.shape)[~inside]
-        raise ValueError(f"learned positions have vectors for ids 0..{rows - 1}, not for "
+        raise ValueError(f"the position table has vectors for ids 0..{rows - 1}, not for "
                          f"{outside[-1]:g}: train with a larger `rows`, or test a scheme that "
                          "extrapolates")
