@@ -7,14 +7,16 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lcx.cli import data, eval, matrix, positions, report, sweep, train  # light: no jax in them
+from lcx.cli import data, eval, matrix, positions, report, status, sweep, train
 from lcx.errors import ConfigError, DataError
 
-COMMANDS = (train, eval, sweep, report, matrix, positions, data)
+# Importing a command is quick: what it needs of jax it imports when it runs.
+COMMANDS = (train, eval, sweep, status, report, matrix, positions, data)
 
 EPILOG = """\
 first steps:
   lcx sweep configs/quickstart.py            train short, test long, draw; minutes on a laptop
+  lcx status runs/quickstart                 how far its runs are
   lcx report runs/quickstart                 the table and the page again
   lcx positions                              which schemes there are
   lcx matrix                                 which scheme goes with which mixer, and why not

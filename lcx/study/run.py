@@ -49,13 +49,13 @@ def run_member(config: ConfigDict, folder: str | Path | None = None, *,
             return status
         write_atomically(folder / "config.json", json.dumps(
             {**resolve(config), "code_version": code_version()[0]}, sort_keys=True) + "\n")
-        with _status(folder, write_log) as seconds:
+        with _status(folder, write_log, "training") as now:
             began = time.monotonic()
             train_member(config, folder)
-            seconds["train_seconds"] = round(time.monotonic() - began, 1)
+            now["train_seconds"] = round(time.monotonic() - began, 1)
             if not test:
-                return write_status(folder, "waiting", note="trained, not evaluated", **seconds,
-                                    code_version=code_version()[0])
+                return write_status(folder, "waiting", note="trained, not evaluated", **now)
+            write_status(folder, "running", doing="evaluating", **now)
             evaluate(folder)
         return read_status(folder)
 
@@ -68,7 +68,7 @@ def evaluate_member(folder: str | Path, overrides: Sequence[str] = ()) -> list[d
     with locked(folder), _logged(folder) as write_log:
         if run_id(config) != run_id(own):
             return evaluate(folder, config)
-        with _status(folder, write_log):
+        with _status(folder, write_log, "evaluating"):
             return evaluate(folder)
 
 
@@ -118,21 +118,25 @@ def evaluate(folder: str | Path, config: ConfigDict | None = None) -> list[dict[
 
 
 @contextlib.contextmanager
-def _status(folder: Path, write_log: Callable[[str], Any]) -> Iterator[dict[str, float]]:
-    """status.json says running, then finished, failed, or waiting after a request to stop."""
-    version = dict(zip(("code_version", "dirty"), code_version()))
-    write_status(folder, "running", pid=os.getpid(), **version)
-    seconds, began = {}, time.monotonic()
+def _status(folder: Path, write_log: Callable[[str], Any],
+            doing: str) -> Iterator[dict[str, Any]]:
+    """status.json says running, then finished, failed, or waiting after a request to stop.
+
+    Yields the facts that each of them states, to add to.
+    """
+    facts = {**dict(zip(("code_version", "dirty"), code_version())), "pid": os.getpid()}
+    write_status(folder, "running", doing=doing, **facts)
+    began = time.monotonic()
     try:
-        yield seconds
+        yield facts
     except BaseException as error:
         state = "waiting" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
-        write_status(folder, state, error=_one_line(error), **version)
+        write_status(folder, state, error=_one_line(error), **facts)
         write_log("".join(traceback.format_exception(error)))
         raise
     if read_status(folder)["state"] == "running":
-        write_status(folder, "finished", **seconds, seconds=round(time.monotonic() - began, 1),
-                     trained_with=saved(folder / "checkpoints").code, **version)
+        write_status(folder, "finished", seconds=round(time.monotonic() - began, 1),
+                     trained_with=saved(folder / "checkpoints").code, **facts)
 
 
 @contextlib.contextmanager
