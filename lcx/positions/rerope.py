@@ -18,6 +18,7 @@ class Rerope(Rope):
     A near piece turns as usual; a far piece compares R_window q_i with the key as it is. It needs
     no training: put it on a RoPE checkpoint, best with log_n beside it. window: train_length/2 if
     None; a quarter to a half is good, the whole train_length is not.
+    Schemes with another far piece override `far`; without a causal mask the future mirrors it.
     """
 
     window: int | None = None
@@ -26,17 +27,28 @@ class Rerope(Rope):
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(window=5))
     paper: ClassVar[str] = "https://kexue.fm/archives/9708"
 
+    @property
+    def reach(self) -> int:
+        """Distance from which a pair is far."""
+        return self.site.train_length // 2 if self.window is None else self.window
+
     def numbers(self) -> dict[str, np.ndarray]:
-        window = self.site.train_length // 2 if self.window is None else self.window
-        return {**super().numbers(), "window": np.array(float(window))}
+        return {**super().numbers(), "window": np.array(float(self.reach))}
+
+    def params(self) -> dict[str, Any]:
+        """What the id maps read."""
+        return {"window": self.number("window")}
+
+    def far(self) -> tuple:
+        """Id maps of query and key in the far piece; distances are their difference."""
+        return at_window, at_zero
 
     @nn.compact
     def lanes(self, x, seq: Sequence, carry: Any) -> tuple[Lanes, Any]:
-        pieces, select = ((same, same), (at_window, at_zero)), far_past
+        pieces, select = ((same, same), self.far()), far_past
         if not self.site.causal:
-            pieces, select = (*pieces, (at_zero, at_window)), far_past_or_future
-        params = {"window": self.number("window")}
-        return Lanes(Piecewise(self.rotation(seq), params, select, pieces)), carry
+            pieces, select = (*pieces, self.far()[::-1]), far_past_or_future
+        return Lanes(Piecewise(self.rotation(seq), self.params(), select, pieces)), carry
 
 
 def far_past(params, query_ids, key_ids):
