@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -16,8 +17,9 @@ from lcx.types import wide
 class LogN(Position):
     """Log-n scaled attention (kexue.fm/archives/8823): factor ln n / ln L0 on query i's logits.
 
-    n counts the tokens of the document up to the query; it never reads ids, which may be random,
-    so it stays as it is when ids shift, although the count is an absolute position.
+    n counts the keys that the query may see (its document up to itself, or all of it without a
+    causal mask); it never reads ids, which may be random, so it stays as it is when ids shift,
+    although the count is an absolute position.
     trained: the factor also below L0, for a model trained with it; else it starts at 1 from L0
     on, which fits any checkpoint. original_length: L0, train_length if None.
     """
@@ -34,7 +36,19 @@ class LogN(Position):
 
     @nn.compact
     def lanes(self, x, seq: Sequence, carry: Any) -> tuple[Lanes, Any]:
-        factor = jnp.log(wide(seq.index) + 1) / self.number("log_length")
+        factor = jnp.log(keys_seen(seq, self.site.causal)) / self.number("log_length")
         if not self.trained:
             factor = jnp.maximum(factor, 1.0)
         return Lanes(temperature=Temperature(factor[..., None])), carry
+
+
+def keys_seen(seq: Sequence, causal: bool) -> jax.Array:
+    """How many keys each query of a whole document may see [B,T]: n of log-n and SSMax."""
+    seen = seq.index + 1
+    if not causal:
+        place = jnp.arange(seen.shape[1])
+        segment = jnp.zeros_like(seen) if seq.segment is None else seq.segment
+        last = jnp.pad(segment[:, 1:] != segment[:, :-1], ((0, 0), (0, 1)), constant_values=True)
+        ends = jax.lax.cummin(jnp.where(last, place, seen.shape[1]), axis=1, reverse=True)
+        seen = seen + ends - place  # and those that follow in the document
+    return wide(seen)
