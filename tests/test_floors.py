@@ -9,7 +9,8 @@ import lcx
 
 ROOT = Path(lcx.__file__).parent
 FLOORS = (
-    {"errors", "types", "integral", "lanes", "lookup", "sharding"},  # may know each other
+    {"errors", "types", "integral", "lanes", "lookup", "phases", "sharding",
+     "spans", "stream"},  # may know each other
     {"ops"},
     {"layers"},
     {"positions"},
