@@ -35,11 +35,10 @@ class Rope2d(Rope):
         return np.concatenate([ladder(self.base, 2 * count) for count in self.shares()])
 
     def shares(self) -> tuple[int, ...]:
-        """Pairs of each axis; what equal shares leave over goes to the first."""
+        """Pairs of each axis; what equal shares leave over goes to the first axes."""
         pairs, axes = self.width // 2, self.axes
-        equal = pairs // axes
-        shares = tuple(self.sections or (pairs - (axes - 1) * equal, *[equal] * (axes - 1)))
-        if len(shares) != axes or sum(shares) != pairs or min(shares) < 1:
-            raise ConfigError(f"sections {shares}: each of the {axes} axes needs a pair or more, "
-                              f"{pairs} in all")
+        shares = tuple(self.sections or ((pairs + axes - 1 - a) // axes for a in range(axes)))
+        if len(shares) != axes or sum(shares) != pairs or min(shares) < 0:
+            raise ConfigError(f"sections {shares} must divide the {pairs} rotated pairs among "
+                              f"{axes} axes")
         return shares

@@ -119,7 +119,7 @@ def test_axes_goldens():
     assert [axes("video_rope").count(a) for a in range(3)] == [16, 24, 24]
     assert axes("rope_tie_v2", 8) == (0, 1, 0, 1)
     assert axes("rope_2d", 12) == (0, 0, 0, 1, 1, 1)
-    assert axes("rope_3d", 16) == (0, 0, 0, 0, 1, 1, 2, 2)
+    assert axes("rope_3d", 16) == (0, 0, 0, 1, 1, 1, 2, 2)
     assert axes(dict(name="rope_3d", sections=(2, 3, 3)), 16) == (0, 0, 1, 1, 1, 2, 2, 2)
 
 
@@ -162,9 +162,9 @@ def test_text_is_rope_where_the_axes_share_a_ladder(spec, like_rope, x64):
 
 
 @pytest.mark.parametrize("spec, words", [
-    (dict(name="rope_2d", sections=(4, 1)), "4 in all"),
-    (dict(name="rope_2d", sections=(4, 0)), "a pair or more"),
-    (dict(name="rope_3d", sections=(2, 2)), "each of the 3 axes"),
+    (dict(name="rope_2d", sections=(4, 1)), "divide the 4 rotated pairs"),
+    (dict(name="rope_2d", sections=(5, -1)), "among 2 axes"),
+    (dict(name="rope_3d", sections=(2, 2)), "among 3 axes"),
     (dict(name="video_rope", time_pairs=3), "choose time_pairs so that it is even"),
 ])
 def test_bad_sections_raise(spec, words):
