@@ -25,7 +25,7 @@ _COARSE = 256.0
 
 
 def integrate(increment: jax.Array, before: Integral | None = None) -> Integral:
-    """Integral [B,T,H] of increments [B,T,H], continuing `before` [B,H]."""
+    """Integral [B,T,...] of increments [B,T,...], continuing `before` [B,...]."""
     increment = wide(increment)
     coarse = jax.lax.stop_gradient(jnp.round(increment * _COARSE)).astype(jnp.int32)
     fine = increment - coarse / _COARSE
@@ -33,6 +33,11 @@ def integrate(increment: jax.Array, before: Integral | None = None) -> Integral:
     if before is not None:
         total = Integral(total.coarse + before.coarse[:, None], total.fine + before.fine[:, None])
     return total
+
+
+def gap(later: Integral, earlier: Integral) -> jax.Array:
+    """Sum of increments between two tokens, element by element (shapes that broadcast)."""
+    return (later.coarse - earlier.coarse) / _COARSE + (later.fine - earlier.fine)
 
 
 def separable_gap(query: Integral, key: Integral) -> jax.Array:

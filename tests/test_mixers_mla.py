@@ -105,4 +105,4 @@ def test_default_sizes_follow_the_width():
     """DeepSeek's proportions: rotary half of the content channels, latent four times them."""
     mixer = mixers.make("mla", position="rope", width=512, train_length=8)
     assert mixer.sizes() == (128, 64, 128, 512)
-    assert mixer.site() == L.Site(4, 1, 64, 192, 512, 8)
+    assert mixer.site() == L.Site(4, 1, 64, 192, 512, 8, value_dim=128)

@@ -14,7 +14,7 @@ import pytest
 from lcx import lanes as L
 from lcx import lookup, positions, sharding
 from lcx.errors import ConfigError
-from lcx.ops import pairs
+from lcx.ops import endpoint, pairs
 from lcx.positions import alibi, cope, fox, listing, randomized, t5_bias
 
 HEADS, DIM, WIDTH = 4, 8, 16
@@ -23,7 +23,7 @@ EXAMPLES = [dict(name=name, **options) for name in lookup.names(positions.PACKAG
 
 
 def site(dim=DIM, heads=HEADS, kv_heads=None, train_length=16, causal=True):
-    return L.Site(heads, kv_heads or heads, dim, dim, WIDTH, train_length, causal)
+    return L.Site(heads, kv_heads or heads, dim, dim, WIDTH, train_length, causal, dim)
 
 
 def make(spec, **where):
@@ -52,9 +52,9 @@ def logits(spec, query, key, seq, x=None, change=None, **where):
     @jax.jit
     def run(query, key, seq, x):
         lanes, found = speak(spec, seq, x, change, **where)
-        total = pairs.integral(lanes.bias)
-        path = lanes.transport if isinstance(lanes.transport, L.Householder) else None
-        queries, keys = pairs.Queries(query, seq, total), pairs.Keys(key, key, seq, total, path)
+        total, path = pairs.integrals(lanes), pairs.path_of(lanes.transport)
+        queries = pairs.Queries(query, seq, total, path)
+        keys = pairs.Keys(key, key, seq, total, path)
         scale = query.shape[-1] ** -0.5
         out = pairs.scores(queries, keys, lanes.transport, query.shape[-1]) * scale
         if lanes.temperature is not None:
@@ -119,12 +119,12 @@ def test_rope_golden_and_layouts(x64):
     twos, _ = speak(dict(name="rope", interleaved=True), L.sequence(1, 5))
     angle = L.phase(halves.transport, L.sequence(1, 5).ids)
     perm = np.array([0, 2, 4, 6, 1, 3, 5, 7])
-    half = pairs.rotate(x[..., perm], angle, halves.transport, 8)
-    two = pairs.rotate(x, angle, twos.transport, 8)
+    half = endpoint.rotate(x[..., perm], angle, 8)
+    two = endpoint.rotate(x, angle, 8, twos.transport.interleaved)
     np.testing.assert_array_equal(two[..., perm], half)
     # the direction: (1,0) at id 1 turns to (cos, +sin)
-    unit = pairs.rotate(q, L.phase(L.Rotation(L.split_frequency(np.ones(1))), L.sequence(1, 4).ids),
-                        L.Rotation(np.zeros((3, 1))), 2)
+    angle = L.phase(L.Rotation(L.split_frequency(np.ones(1))), L.sequence(1, 4).ids)
+    unit = endpoint.rotate(q, angle, 2)
     np.testing.assert_allclose(unit[0, 1, 0], [math.cos(1), math.sin(1)], atol=1e-12)
 
 
@@ -386,14 +386,14 @@ def test_cope_counts_gates():
     table = jnp.zeros((2, 6)).at[0].set(jnp.arange(6.0))  # e makes the bias read p itself
     query, key = jnp.zeros((1, 4, 1, 2)).at[..., 0].set(1.0), jnp.zeros((1, 4, 1, 2))
     mask = jnp.tri(4, dtype=bool)[None]
-    got = cope.bias(table, L.Tile(query, key, mask, 1.0))[0, 0]
+    got = cope.bias(table, L.Tile(query, key, mask, None, None, 1.0))[0, 0]
     np.testing.assert_allclose(got[3], [2, 1.5, 1, 0.5])
     sure = key.at[..., 0].set(1e4)  # gates of 1: p = distance + 1, cut at P-1
-    far = cope.bias(table[:, :4], L.Tile(query, sure, mask, 1.0))[0, 0]
+    far = cope.bias(table[:, :4], L.Tile(query, sure, mask, None, None, 1.0))[0, 0]
     np.testing.assert_allclose(far[3], [3, 3, 2, 1])
     np.testing.assert_allclose(far[1, :2], [2, 1])  # later keys open no gate
     np.testing.assert_allclose(
-        cope.scaled_bias(table, L.Tile(query, key, mask, 0.5))[0, 0, 3], np.array(got[3]) / 2)
+        cope.scaled_bias(table, L.Tile(query, key, mask, None, None, 0.5))[0, 0, 3], np.array(got[3]) / 2)
 
 
 @pytest.mark.parametrize("scaled", [True, False])
@@ -718,7 +718,7 @@ def test_listing_describes_every_scheme():
     (dict(name="yarn", beta_fats=1.0), "did you mean 'beta_fast'"),
     (dict(name="alibis"), "did you mean 'alibi'"),
     (dict(name="alibi", site=1), "no option 'site'"),
-    (["rope", "path"], "two transports"),
+    (["rope", "path"], "two transport lanes"),
 ], ids=str)
 def test_bad_options_raise(spec, words):
     with pytest.raises(ConfigError, match=words):

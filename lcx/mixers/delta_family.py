@@ -14,7 +14,8 @@ from flax import struct
 
 from lcx import lanes as L
 from lcx.mixers import CHUNKED, QUADRATIC, STEP, Mixer, Support, refuses
-from lcx.ops import pairs
+from lcx.mixers.linear_family import channel_decay
+from lcx.ops import endpoint, pairs
 from lcx.ops.conv import ConvState
 from lcx.ops.linear import linear_attention
 from lcx.types import wide, wide_dtype
@@ -24,7 +25,15 @@ _ERASE = refuses("R3", "a factor on the weights of pairs is definable, but the e
                  "act on a memory that is not the one read: no longer a delta rule")
 SUPPORTS = {
     L.Rotation: _ALL,
+    L.ContentRotation: _ALL,
+    L.Diagonal: _ALL,
+    L.FeatureMap: refuses("R3", "a map of the endpoints that is no group of orthogonal maps is not "
+                          "a transition that the memory could take before the erase"),
     L.Householder: _ALL,
+    L.ValueRotation: _ALL,
+    L.ValueTable: _ERASE,
+    L.Rowwise: _ERASE,
+    L.LogitMap: refuses("R11", "an operator on the logits of a row needs a softmax over them"),
     L.Separable: _ALL,
     L.Temperature: Support((QUADRATIC, CHUNKED, STEP), code="R4", reason=(
         "a factor of a query's whole output cancels in the scale-free output norm")),
@@ -66,10 +75,17 @@ class DeltaMixer(Mixer):
             memory, last = state.memory, last.replace(segment=state.segment)
         _, starts, last = L.advance(seq.replace(ids=seq.ids[..., :1]), last)
         log_decay = sum((wide(bias.increment) for bias in lanes.bias), wide(log_decay))
-        if isinstance(lanes.transport, L.Rotation):
-            query, key = pairs.rotated(pairs.Queries(query, seq), pairs.Keys(key, value, seq),
-                                       lanes.transport, self.site().rotary_dim)
-        rows = dict(query=query, erase=key, value=value, beta=beta, log_decay=log_decay)
+        transport = lanes.transport
+        if isinstance(transport, L.Diagonal):
+            log_decay = channel_decay(log_decay, transport, query)
+            transport = transport.rotation
+        if isinstance(transport, endpoint.TRANSPORTS):
+            token = pairs.path_of(transport)
+            query, key = endpoint.mapped(
+                pairs.Queries(query, seq, path=token), pairs.Keys(key, value, seq, path=token),
+                transport, self.site().rotary_dim)
+        rows = dict(query=query, erase=key, beta=beta, log_decay=log_decay,
+                    value=endpoint.turn_values(value, seq, lanes.value))
         if seq.segment is not None or state is not None:
             rows["start"] = jnp.broadcast_to(starts, (batch, length))
         path = isinstance(lanes.transport, L.Householder)
@@ -81,7 +97,7 @@ class DeltaMixer(Mixer):
         out, memory = linear_attention(
             rows.pop("query"), None, rows.pop("value"), state=memory, **rows, **chunk,
             form="recurrent" if self.form == STEP else "chunked")
-        out = out[:, 1::2] if path else out
+        out = endpoint.turn_values(out[:, 1::2] if path else out, seq, lanes.value, sign=-1)
         self.sow("intermediates", "outer", out)
         return out, memory.astype(wide_dtype()), last.segment
 

@@ -27,12 +27,22 @@ from lcx.types import wide, wide_dtype
 _RING = "unimplemented: ring buffer of near inputs beside a delayed state"
 _UNTIED = ("R10 the gates of a channel pair differ, so that a pair's weight is a product of 2 x 2 "
            "matrices without a closed form")
+_TURNS = Support((CHUNKED, STEP), {QUADRATIC: _UNTIED})
 SUPPORTS = {
-    L.Rotation: Support((CHUNKED, STEP), {QUADRATIC: _UNTIED}),
+    L.Rotation: _TURNS,
+    L.ContentRotation: _TURNS,
+    L.ValueRotation: _TURNS,
+    L.Diagonal: Support((QUADRATIC, CHUNKED, STEP)),
     L.Separable: Support((QUADRATIC, CHUNKED, STEP)),
     L.EventuallyConstant: Support((QUADRATIC,), {CHUNKED: _RING, STEP: _RING}),
     L.Toeplitz: Support((QUADRATIC,), {
         CHUNKED: "unimplemented: FFT form", STEP: "R2 the kernel has no finite-rank state"}),
+    L.Rowwise: Support((QUADRATIC,), {
+        CHUNKED: "R2 the weight of an input changes with the reader",
+        STEP: "R2 the kernel has no finite-rank state"}),
+    L.FeatureMap: refuses("R1", "there are no queries and keys to map"),
+    L.ValueTable: refuses("R1", "there are no weights of pairs to sum by distance"),
+    L.LogitMap: refuses("R11", "an operator on the logits of a row needs a softmax over them"),
     L.Householder: refuses("R1", "channels never mix: there is no query-key product to transport"),
     L.Pairwise: refuses("R1", "there are no queries and keys for its kernel to read"),
     L.Temperature: refuses("R1", "there is no query-key product to scale"),
@@ -73,8 +83,11 @@ class DiagonalMixer(Mixer):
     def recur(self, log_decay: jax.Array, value: jax.Array, seq: L.Sequence, lanes: L.Lanes,
               step: jax.Array, starts: jax.Array, memory: Any):
         """log_decay (<= 0), value [B,T,H,K] -> h [B,T,H,K] wide and the next memory (or None)."""
-        rotation = lanes.transport
         self.sow("intermediates", "inner", dict(log_decay=log_decay, value=value))
+        if isinstance(lanes.transport, L.Diagonal):
+            fade = wide(lanes.transport.increment)
+            spare = value.shape[-1] - fade.shape[-1]
+            log_decay = log_decay + jnp.pad(fade, [(0, 0)] * 3 + [(0, spare)])
         for bias in lanes.bias:
             if isinstance(bias, L.Separable):
                 log_decay = log_decay + wide(bias.increment)[..., None]
@@ -82,19 +95,24 @@ class DiagonalMixer(Mixer):
             out, memory = _over_pairs(log_decay, value, seq, lanes, memory, self.chunk or _CHUNK)
         else:
             before = memory
-            out, memory = self._scan(log_decay, value, rotation, step, starts, before)
+            out, memory = self._scan(log_decay, value, _turning(lanes), step, starts, before)
             memory = None if before is None else memory.astype(before.dtype)
         self.sow("intermediates", "outer", out)
         return out, memory
 
     @classmethod
     def support(cls, lane: Any, among: L.Lanes | None = None) -> Support:
-        if isinstance(lane, L.Rotation) and lane.amplitude is not None:
+        turning = None if isinstance(lane, type) else _rotation(lane)
+        if turning is None:
+            return super().support(lane, among)
+        if getattr(turning, "amplitude", None) is not None:
             return refuses("R1", _AMPLITUDE)
-        if isinstance(lane, L.Rotation) and among is not None and _weighs_pairs(among):
+        if among is not None and _weighs_pairs(among):
             return Support(reason="beside a bias that weighs pairs, a turned input would have to "
                                   "be kept for every past token")
-        return super().support(lane, among)
+        if among is not None and lane is among.value and _rotation(among.transport) is not None:
+            return Support(reason="two rotations of one value: their angles would have to be added")
+        return _TURNS  # a Diagonal with a rotation too
 
     def over_pairs(self, lanes: L.Lanes) -> bool:
         """Whether these lanes need the weights of all pairs, and so a cache of inputs.
@@ -110,13 +128,16 @@ class DiagonalMixer(Mixer):
         run = functools.partial(diagonal_scan, start=starts, form=_FORM[self.form])
         if rotation is None:
             return run(log_decay, value, state=before)
-        width = 2 * rotation.frequency.shape[-1]
+        if isinstance(rotation, L.ContentRotation):
+            angle = -wide(rotation.step)
+        else:
+            angle = -L.phase(rotation, step)[:, :, None]
+        width = 2 * angle.shape[-1]
         if width > value.shape[-1]:
             raise ValueError(f"the rotation turns {width} channels, the mixer offers "
                              f"{value.shape[-1]}")
         # A query at i would see u_j turned back by id_i - id_j, hence the sign.
-        angle = jnp.broadcast_to(-L.phase(rotation, step)[:, :, None],
-                                 (*value.shape[:-1], width // 2))
+        angle = jnp.broadcast_to(angle, (*value.shape[:-1], width // 2))
         halves = _halves if rotation.interleaved else lambda x: x
         wholes = _interleave if rotation.interleaved else lambda x: x
         turned = lambda x: None if x is None else halves(x[..., :width])
@@ -133,7 +154,8 @@ class DiagonalMixer(Mixer):
         shape = (site.num_heads, site.key_dim)
         if self.over_pairs(lanes):
             nothing = jnp.zeros((batch, 1, *shape), wide_dtype())
-            keys = pairs.Keys(nothing[..., :0], nothing, L.sequence(1, 1), _integral(nothing))
+            keys = pairs.Keys(nothing[..., :0], nothing, L.sequence(1, 1),
+                              pairs.Integrals(_integral(nothing)))
             memory = cache.init(keys, batch, max_length)
         else:
             memory = jnp.zeros((batch, *shape), wide_dtype())
@@ -141,16 +163,28 @@ class DiagonalMixer(Mixer):
 
 
 def _weighs_pairs(lanes: L.Lanes) -> bool:
-    return any(isinstance(bias, L.Toeplitz) for bias in lanes.bias)
+    return any(isinstance(bias, (L.Toeplitz, L.Rowwise)) for bias in lanes.bias)
+
+
+def _rotation(lane) -> L.Rotation | L.ContentRotation | None:
+    """The rotation that a lane value is or brings along."""
+    if isinstance(lane, (L.Diagonal, L.ValueRotation)):
+        return lane.rotation
+    return lane if isinstance(lane, (L.Rotation, L.ContentRotation)) else None
+
+
+def _turning(lanes: L.Lanes) -> L.Rotation | L.ContentRotation | None:
+    """What turns the values: without queries and keys, a rotation of either is one of values."""
+    return _rotation(lanes.transport) or _rotation(lanes.value)
 
 
 def _over_pairs(log_decay, value, seq, lanes, memory, chunk):
     """h_i = sum_j exp(sum of log_decay over (j,i] + bias_ij) u_j, one chunk of i after another."""
-    total = _integral(log_decay, None if memory is None else memory.total)
-    keys = pairs.Keys(value[..., :0], value, seq.replace(length=None), total)
+    total = _integral(log_decay, None if memory is None else memory.total.bias)
+    keys = pairs.Keys(value[..., :0], value, seq.replace(length=None), pairs.Integrals(total))
     if memory is not None:
         keys, _, memory = cache.append(memory, keys)
-    static = tuple(bias for bias in lanes.bias if isinstance(bias, L.Toeplitz))
+    static = tuple(bias for bias in lanes.bias if isinstance(bias, (L.Toeplitz, L.Rowwise)))
     inputs = jnp.moveaxis(keys.value, 1, -1)[..., None, :]  # [B,H,K,1,S]
     batch, _, heads, size = value.shape
 
@@ -159,7 +193,7 @@ def _over_pairs(log_decay, value, seq, lanes, memory, chunk):
         queries = pairs.Queries(jnp.zeros((1, 1, heads, 0)), seq)
         allowed = pairs.mask(seq, keys.seq)
         bias = pairs.log_bias(queries, keys, static, allowed, 1.0)[:, :, None]  # [B,H,1,T,S]
-        gap = jnp.minimum(separable_gap(total, keys.integral), 0.0)  # the future is masked
+        gap = jnp.minimum(separable_gap(total, keys.integral.bias), 0.0)  # the future is masked
         gap = gap.reshape(batch, heads, size, *gap.shape[-2:])
         weights = jnp.where(allowed[:, None, None], jnp.exp(gap + bias), 0.0)
         return jnp.moveaxis(jnp.sum(weights * inputs, -1), -1, 1)

@@ -39,17 +39,13 @@ class GatedDeltaNet(DeltaMixer):
 
     def site(self) -> Site:
         dim = self.head_dim or 4 * max(1, 3 * self.width // (16 * self.num_heads))
-        return Site(self.num_heads, self.num_heads, dim, dim, self.width, self.train_length)
-
-    @property
-    def value_dim(self) -> int:
-        """V, channels of a value."""
-        return int(self.site().key_dim * self.expand_v)
+        return Site(self.num_heads, self.num_heads, dim, dim, self.width, self.train_length,
+                    value_dim=int(dim * self.expand_v))
 
     @nn.compact
     def __call__(self, x: jax.Array, seq: Sequence, state: Any = None,
                  shared: Lanes | None = None) -> tuple[jax.Array, Any]:
-        heads, dim, value_dim = self.num_heads, self.site().key_dim, self.value_dim
+        heads, dim, value_dim = self.num_heads, self.site().key_dim, self.site().value_dim
         hidden = Dense((heads, 2 * dim + value_dim), ("heads", "head_dim"), name="qkv")(x)
         # heads stay whole in the flat channels, so that a mesh splits both alike
         flat, tail = ShortConv(self.conv_window, name="conv")(
@@ -74,9 +70,9 @@ class GatedDeltaNet(DeltaMixer):
         return out, state
 
     def init_state(self, batch: int, max_length: int, dtype=jnp.float32) -> Any:
-        channels = self.num_heads * (2 * self.site().key_dim + self.value_dim)
+        channels = self.num_heads * (2 * self.site().key_dim + self.site().value_dim)
         tail = conv.init_state(batch, self.conv_window, channels, dtype)
-        return self.empty_state(batch, self.value_dim, tail)
+        return self.empty_state(batch, self.site().value_dim, tail)
 
 
 def _unit(x: jax.Array) -> jax.Array:

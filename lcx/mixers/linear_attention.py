@@ -40,7 +40,8 @@ class LinearAttention(LinearMixer):
             raise ConfigError(f"num_heads={self.num_heads} must divide width={self.width}, or "
                               "set head_dim")
         dim = self.head_dim or self.width // self.num_heads
-        return Site(self.num_heads, kv_heads, dim, dim, self.width, self.train_length)
+        return Site(self.num_heads, kv_heads, dim, dim, self.width, self.train_length,
+                    value_dim=dim)
 
     @nn.compact
     def __call__(self, x: jax.Array, seq: Sequence, state: Any = None,

@@ -15,23 +15,32 @@ from flax import struct
 
 from lcx import lanes as L
 from lcx.errors import ConfigError
-from lcx.mixers import CHUNKED, QUADRATIC, STEP, Mixer, Support
-from lcx.ops import pairs
+from lcx.mixers import CHUNKED, QUADRATIC, STEP, Mixer, Support, refuses
+from lcx.ops import endpoint, pairs
 from lcx.ops.attention import cache
 from lcx.ops.linear import linear_attention, quadratic
 from lcx.types import wide, wide_dtype
 
 _ALL = Support((QUADRATIC, CHUNKED, STEP))
 _RING = "unimplemented: ring buffer of near keys beside a delayed state"
+_BUCKETS = "unimplemented: a sum of keys per bucket of distances, in a ring buffer"
 _RANK = "R2 the kernel has no finite-rank state"
+_PAIRS = Support((QUADRATIC,), {CHUNKED: "R2 a pair's weight does not factor", STEP: _RANK})
 SUPPORTS = {
     L.Rotation: _ALL,
+    L.ContentRotation: _ALL,
+    L.Diagonal: _ALL,
+    L.FeatureMap: _ALL,
     L.Householder: _ALL,
     L.Piecewise: Support((QUADRATIC,), {CHUNKED: _RING, STEP: _RING}),
     L.Separable: _ALL,
     L.EventuallyConstant: Support((QUADRATIC,), {CHUNKED: _RING, STEP: _RING}),
     L.Toeplitz: Support((QUADRATIC,), {CHUNKED: "unimplemented: FFT form", STEP: _RANK}),
-    L.Pairwise: Support((QUADRATIC,), {CHUNKED: "R2 a pair's weight does not factor", STEP: _RANK}),
+    L.Rowwise: _PAIRS,
+    L.Pairwise: _PAIRS,
+    L.ValueRotation: _ALL,
+    L.ValueTable: Support((QUADRATIC,), {CHUNKED: _BUCKETS, STEP: _BUCKETS}),
+    L.LogitMap: refuses("R11", "an operator on the logits of a row needs a softmax over them"),
     L.Temperature: Support((QUADRATIC, CHUNKED, STEP), code="R4", reason=(
         "a factor of a whole row cancels in the normaliser or the scale-free output norm")),
 }
@@ -113,20 +122,29 @@ class LinearMixer(Mixer):
             _, options["start"], last = L.advance(only_segments, last)
         repeated = lambda a: pairs.repeat_heads(a, heads)
         before = (None, None) if state is None else (state.memory, state.total)
-        turned, path = (query, key), {}
-        match lanes.transport:
-            case L.Rotation():  # equal to a rotation of the state, since a head's decay is a scalar
-                turned = pairs.rotated(pairs.Queries(query, seq), pairs.Keys(key, value, seq),
-                                       lanes.transport, self.site().rotary_dim)
+        plain = dict(options)  # for the normaliser, whose weights have no transport
+        turned, path, transport = (query, key), {}, lanes.transport
+        if isinstance(transport, L.Diagonal):
+            options["log_decay"] = channel_decay(options.get("log_decay"), transport, query)
+            transport = transport.rotation
+        match transport:
+            case L.Rotation() | L.ContentRotation() | L.FeatureMap():
+                # equal to a rotation of the state: channels of a pair decay alike
+                token = pairs.path_of(transport)
+                turned = endpoint.mapped(
+                    pairs.Queries(query, seq, path=token), pairs.Keys(key, value, seq, path=token),
+                    transport, self.site().rotary_dim)
             case L.Householder(vector, beta):
                 fits = lambda a: jnp.broadcast_to(repeated(a), (batch, *repeated(a).shape[1:]))
                 path = dict(erase=fits(vector), beta=fits(beta))
-        out, memory = linear_attention(turned[0], repeated(turned[1]), repeated(value),
-                                       state=before[0], **options, **path)
+        content = repeated(endpoint.turn_values(value, seq, lanes.value))
+        out, memory = linear_attention(turned[0], repeated(turned[1]), content, state=before[0],
+                                       **options, **path)
+        out = endpoint.turn_values(out, seq, lanes.value, sign=-1)
         total = None
         if eps is not None:
             ones = jnp.ones((*query.shape[:3], 1), value.dtype)
-            sums, total = linear_attention(query, repeated(key), ones, state=before[1], **options)
+            sums, total = linear_attention(query, repeated(key), ones, state=before[1], **plain)
             out = wide(out) / (wide(sums) + eps)
         if state is not None:
             like = lambda new, old: jax.tree.map(lambda n, o: n.astype(o.dtype), new, old)
@@ -140,13 +158,13 @@ class LinearMixer(Mixer):
             floor = math.log(jnp.finfo(log_decay.dtype).tiny)
             gate = L.Separable(jnp.maximum(log_decay, floor))
             lanes = lanes.replace(bias=(*lanes.bias, gate))
-        path = lanes.transport if isinstance(lanes.transport, L.Householder) else None
-        total = pairs.integral(lanes.bias, None if state is None else state.cache.total)
+        path = pairs.path_of(lanes.transport)
+        total = pairs.integrals(lanes, None if state is None else state.cache.total)
         keys, slot = pairs.Keys(key, value, seq.replace(length=None), total, path), 0
         if state is not None:
             keys, slot, kept = cache.append(state.cache, keys)
             state = KeysState(kept, carry)
-        out = quadratic.attend(pairs.Queries(query, seq, total, slot), keys, lanes,
+        out = quadratic.attend(pairs.Queries(query, seq, total, path, slot), keys, lanes,
                                rotary_dim=self.site().rotary_dim, eps=eps,
                                chunk=self.chunk)
         return out, state
@@ -160,9 +178,10 @@ class LinearMixer(Mixer):
         site = self.site()
         lanes, carry = self.structure(batch)
         if not self.over_pairs(lanes):
-            shape = (batch, site.num_heads, site.key_dim)
-            total = jnp.zeros((*shape, 1), wide_dtype()) if normaliser else None
-            return MemoryState(jnp.zeros((*shape, value_dim), wide_dtype()), total,
+            shape = (batch, site.num_heads)
+            dim = endpoint.mapped_dim(lanes.transport, site)
+            total = jnp.zeros((*shape, site.key_dim, 1), wide_dtype()) if normaliser else None
+            return MemoryState(jnp.zeros((*shape, dim, value_dim), wide_dtype()), total,
                                L.nothing_seen(batch).segment, carry)
         if log_decay:
             gate = jax.ShapeDtypeStruct((1, 1, site.num_heads), wide_dtype())
@@ -170,3 +189,12 @@ class LinearMixer(Mixer):
         like = cache.like(lanes, batch, site.num_kv_heads, site.key_dim, value_dim, dtype,
                           value_heads)
         return KeysState(cache.init(like, batch, max_length), carry)
+
+
+def channel_decay(log_decay: jax.Array | None, transport: L.Diagonal, query: jax.Array):
+    """Log gates [B,T,H,K] of a state: per head [B,T,H] (or None) plus a diagonal transport."""
+    heads, dim = query.shape[2:]
+    increment = pairs.repeat_heads(wide(transport.increment), heads)
+    increment = jnp.pad(increment, [(0, 0)] * 3 + [(0, dim - increment.shape[-1])])
+    increment = increment if log_decay is None else increment + log_decay[..., None]
+    return jnp.broadcast_to(increment, query.shape)

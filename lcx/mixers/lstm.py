@@ -50,12 +50,10 @@ class Lstm(Mixer):
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(num_heads=2, heads_apart=True))
     supports = {
         L.Separable: Support((STEP,)),
-        L.Rotation: _NO_PAIRS,
-        L.Householder: _NO_PAIRS,
-        L.Piecewise: _NO_PAIRS,
-        L.Toeplitz: _NO_PAIRS,
-        L.Pairwise: _NO_PAIRS,
-        L.Temperature: _NO_PAIRS,
+        **dict.fromkeys((L.Rotation, L.ContentRotation, L.Diagonal, L.FeatureMap, L.Householder,
+                         L.Piecewise, L.Toeplitz, L.Rowwise, L.Pairwise, L.Temperature,
+                         L.ValueRotation, L.ValueTable), _NO_PAIRS),
+        L.LogitMap: refuses("R11", "an operator on the logits of a row needs a softmax over them"),
     }
 
     def site(self) -> L.Site:

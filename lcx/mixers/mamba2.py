@@ -56,7 +56,7 @@ class Mamba2(LinearMixer):
             raise ConfigError(f"num_groups={self.num_groups} must divide "
                               f"num_heads={self.num_heads}")
         return Site(self.num_heads, self.num_groups, self.state_dim, self.state_dim, self.width,
-                    self.train_length)
+                    self.train_length, value_dim=self._head_dim())
 
     @nn.compact
     def __call__(self, x: jax.Array, seq: Sequence, state: Mamba2State | None = None,

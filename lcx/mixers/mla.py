@@ -16,8 +16,8 @@ from lcx.mixers.softmax_family import SUPPORTS, SoftmaxMixer
 from lcx.ops import pairs
 
 _EXPANDED = Support((QUADRATIC, CHUNKED, STEP), missing={
-    "absorbed": "R8 a kernel of raw queries and keys needs each head's own key: the stream caches "
-                "expanded keys and values in place of the latent"})
+    "absorbed": "R8 it needs each head's own key or value: the stream caches expanded keys and "
+                "values in place of the latent"})
 
 
 class Mla(SoftmaxMixer):
@@ -44,7 +44,8 @@ class Mla(SoftmaxMixer):
 
     paper: ClassVar[str] = "arXiv:2405.04434"
     examples: ClassVar[tuple[dict, ...]] = (dict(), dict(query_rank=12, value_dim=6))
-    supports = {**SUPPORTS, L.Pairwise: _EXPANDED}
+    supports = {**SUPPORTS, L.Pairwise: _EXPANDED, L.ValueRotation: _EXPANDED,
+                L.ValueTable: _EXPANDED}
 
     def sizes(self) -> tuple[int, int, int, int]:
         """Channels of content key, rotary key and value, and rank of the latent."""
@@ -53,8 +54,9 @@ class Mla(SoftmaxMixer):
         return nope, rope, self.value_dim or nope, self.kv_rank or 4 * nope
 
     def site(self) -> L.Site:
-        nope, rope, _, _ = self.sizes()
-        return L.Site(self.num_heads, 1, rope, nope + rope, self.width, self.train_length)
+        nope, rope, value_dim, _ = self.sizes()
+        return L.Site(self.num_heads, 1, rope, nope + rope, self.width, self.train_length,
+                      value_dim=value_dim)
 
     @nn.compact
     def __call__(self, x: jax.Array, seq: L.Sequence, state: Any = None,
@@ -77,7 +79,7 @@ class Mla(SoftmaxMixer):
 
         lanes, carry = self.see(x, seq, None if state is None else state.carry, shared)
         scale = (nope + rope) ** -0.5
-        if state is None or lanes.reads_content:
+        if state is None or _expanded(lanes):
             key = jnp.einsum("btr,rhk->bthk", latent, key_up)
             key = jnp.concatenate([jnp.broadcast_to(rotary, (*key.shape[:3], rope)), key], -1)
             value = jnp.einsum("btr,rhv->bthv", latent, value_up)
@@ -96,13 +98,18 @@ class Mla(SoftmaxMixer):
         keys, total, slot, state = self.remember(rotary, latent, seq, lanes, carry, state)
         join = lambda rotary, latent: jnp.concatenate([rotary, latent], -1).astype(query.dtype)
         keys = keys.replace(key=join(keys.key, keys.value), value=keys.value.astype(query.dtype))
-        out = self.softmax(pairs.Queries(query, seq, total, slot), keys, lanes,
-                           (join(rotary, latent), latent), scale=scale)
+        queries = pairs.Queries(query, seq, total, pairs.path_of(lanes.transport), slot)
+        out = self.softmax(queries, keys, lanes, (join(rotary, latent), latent), scale=scale)
         return out, state
 
     def init_state(self, batch: int, max_length: int, dtype=jnp.float32) -> Any:
         nope, rope, value_dim, rank = self.sizes()
-        if self.structure()[0].reads_content:
+        if _expanded(self.structure()[0]):
             return self.empty_state(batch, max_length, self.num_heads, rope + nope, value_dim,
                                     dtype)
         return self.empty_state(batch, max_length, 1, rope, rank, dtype)
+
+
+def _expanded(lanes: L.Lanes) -> bool:
+    """Whether a stream must keep each head's own keys and values."""
+    return lanes.reads_content or lanes.value is not None

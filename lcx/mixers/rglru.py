@@ -44,7 +44,8 @@ class Rglru(DiagonalMixer):
             raise ConfigError(f"num_heads={self.num_heads} must divide the {channels} channels of "
                               "the recurrence; set inner_width")
         dim = channels // self.num_heads
-        return Site(self.num_heads, self.num_heads, dim, dim, self.width, self.train_length)
+        return Site(self.num_heads, self.num_heads, dim, dim, self.width, self.train_length,
+                    value_dim=dim)
 
     @nn.compact
     def __call__(self, x: jax.Array, seq: Sequence, state: Any = None,

@@ -14,12 +14,19 @@ from lcx.ops.attention import api, cache
 _ALL = Support((QUADRATIC, CHUNKED, STEP))
 SUPPORTS = {
     L.Rotation: _ALL,
+    L.ContentRotation: _ALL,
+    L.Diagonal: _ALL,
+    L.FeatureMap: _ALL,
     L.Piecewise: _ALL,
     L.Householder: _ALL,
     L.Separable: _ALL,
     L.Toeplitz: _ALL,
+    L.Rowwise: _ALL,
     L.Pairwise: _ALL,
     L.Temperature: _ALL,
+    L.ValueRotation: _ALL,
+    L.ValueTable: _ALL,
+    L.LogitMap: _ALL,
 }
 _BACKEND = {QUADRATIC: "reference", CHUNKED: "chunked"}
 
@@ -42,15 +49,15 @@ class SoftmaxMixer(Mixer):
                state: SoftmaxState | None, *, scale: float, window: int | None = None):
         """Attention of this call's tokens to themselves and to the state's: [B,T,H,V], state."""
         keys, total, slot, state = self.remember(key, value, seq, lanes, carry, state)
-        out = self.softmax(pairs.Queries(query, seq, total, slot), keys, lanes, (key, value),
-                           scale=scale, window=window)
+        queries = pairs.Queries(query, seq, total, pairs.path_of(lanes.transport), slot)
+        out = self.softmax(queries, keys, lanes, (key, value), scale=scale, window=window)
         return out, state
 
     def remember(self, key, value, seq, lanes, carry, state):
-        """All keys that this call may read, its own integral, its first slot, the next state."""
-        path = lanes.transport if isinstance(lanes.transport, L.Householder) else None
-        total = pairs.integral(lanes.bias, None if state is None else state.cache.total)
-        keys = pairs.Keys(key, value, seq.replace(length=None), total, path)
+        """All keys that this call may read, its own integrals, its first slot, the next state."""
+        total = pairs.integrals(lanes, None if state is None else state.cache.total)
+        keys = pairs.Keys(key, value, seq.replace(length=None), total,
+                          pairs.path_of(lanes.transport))
         if state is None:
             return keys, total, 0, None
         keys, slot, kept = cache.append(state.cache, keys)

@@ -1,7 +1,8 @@
 """Weights between pairs of tokens: what every quadratic form shares, softmax or linear.
 
 `Queries` and `Keys` carry all that a pair's weight depends on; keys are kept *raw*, so that a
-cache, a tile and a later change of frequencies agree. Each lane type has its meaning here, once.
+cache, a tile and a later change of frequencies agree. Each lane type has its meaning here, once;
+maps of single queries and keys are in `endpoint`.
 """
 
 from __future__ import annotations
@@ -15,20 +16,32 @@ from flax import struct
 
 from lcx import lanes as L
 from lcx.integral import Integral, integrate, separable_gap
+from lcx.ops import endpoint
+from lcx.ops.decayed import decayed_scores
 from lcx.ops.householder import householder_scores
 from lcx.types import wide
 
 
 @struct.dataclass
+class Integrals:
+    """Running sums of a layer's gates: bias [B,T,H] of the separable increments together, decay
+    [B,T,N,K] of a diagonal transport; None where there is none."""
+
+    bias: Integral | None = None
+    decay: Integral | None = None
+
+
+@struct.dataclass
 class Queries:
-    """query [B,T,H,K]; seq; integral [B,T,H] of the separable increments, or None.
+    """query [B,T,H,K]; seq; integral; path: what the transport says of these tokens (`path_of`).
 
     slot: the key slot of the first query; queries occupy consecutive slots (path transports).
     """
 
     query: jax.Array
     seq: L.Sequence
-    integral: Integral | None = None
+    integral: Integrals = Integrals()
+    path: L.Householder | L.ContentRotation | None = None
     slot: jax.Array | int = 0
 
 
@@ -42,8 +55,8 @@ class Keys:
     key: jax.Array
     value: jax.Array
     seq: L.Sequence
-    integral: Integral | None = None
-    path: L.Householder | None = None
+    integral: Integrals = Integrals()
+    path: L.Householder | L.ContentRotation | None = None
 
 
 def mask(queries: L.Sequence, keys: L.Sequence, *, causal: bool = True,
@@ -71,10 +84,20 @@ def scores(queries: Queries, keys: Keys, transport, rotary_dim: int) -> jax.Arra
     match transport:
         case None:
             return inner(query, key)
-        case L.Rotation():
-            return inner(*rotated(queries, keys, transport, rotary_dim))
+        case L.Rotation() | L.ContentRotation() | L.FeatureMap():
+            return inner(*endpoint.mapped(queries, keys, transport, rotary_dim))
         case L.Piecewise():
             return _piecewise(queries, keys, transport, rotary_dim)
+        case L.Diagonal():
+            if transport.rotation is not None:
+                query, key = endpoint.mapped(queries, keys, transport.rotation, rotary_dim)
+            width, heads = transport.increment.shape[-1], query.shape[2]
+            decayed = decayed_scores(
+                wide(query[..., :width]), wide(repeat_heads(key[..., :width], heads)),
+                queries.integral.decay, keys.integral.decay, offset=queries.slot)
+            if width == query.shape[-1]:
+                return decayed
+            return decayed + inner(query[..., width:], key[..., width:])
         case L.Householder():
             heads = query.shape[2]
             repeated = lambda a: repeat_heads(a, heads)
@@ -99,14 +122,19 @@ def log_bias(queries: Queries, keys: Keys, biases: tuple, allowed: jax.Array,
                     continue  # all separable increments were summed before they were integrated
                 integrated = True
                 # future pairs would be positive; they are masked, so keep them harmless
-                term = jnp.minimum(separable_gap(queries.integral, keys.integral), 0.0)
+                term = jnp.minimum(
+                    separable_gap(queries.integral.bias, keys.integral.bias), 0.0)
             case L.Toeplitz():
-                distance = queries.seq.ids[..., :, None, 0] - keys.seq.ids[..., None, :, 0]
+                distance = pair_distance(queries.seq, keys.seq)
                 term = jnp.moveaxis(wide(bias.kernel(bias.params, distance)), -1, 1)
+            case L.Rowwise():
+                distance = pair_distance(queries.seq, keys.seq)
+                row = queries.seq.ids[..., :, None, 0]
+                term = jnp.moveaxis(wide(bias.kernel(bias.params, distance, row)), -1, 1)
             case L.Pairwise():
                 heads = queries.query.shape[2]
                 tile = L.Tile(wide(queries.query), wide(repeat_heads(keys.key, heads)),
-                              allowed, scale)
+                              allowed, queries.seq.ids, keys.seq.ids, scale)
                 term = bias.kernel(bias.params, tile)
             case _:
                 raise NotImplementedError(f"no pair bias for {type(bias).__name__}")
@@ -114,43 +142,29 @@ def log_bias(queries: Queries, keys: Keys, biases: tuple, allowed: jax.Array,
     return total
 
 
-def integral(biases: tuple, before: Integral | None = None) -> Integral | None:
-    """The integral of all separable biases of a layer together; None where there is none."""
-    increments = [b.increment for b in biases if isinstance(b, L.Separable)]
-    return integrate(sum(increments), before) if increments else None
+def pair_distance(queries: L.Sequence, keys: L.Sequence) -> jax.Array:
+    """id_i - id_j on the first axis: [B,T,S]."""
+    return queries.ids[..., :, None, 0] - keys.ids[..., None, :, 0]
 
 
-def rotated(queries: Queries, keys: Keys, rotation: L.Rotation, rotary_dim: int):
-    """Query and key, each turned by its own phase (endpoint form of a rotation)."""
-    query = rotate(queries.query, L.phase(rotation, queries.seq.ids), rotation, rotary_dim)
-    key = rotate(keys.key, L.phase(rotation, keys.seq.ids), rotation, rotary_dim)
-    return amplified(query, rotation), key
+def integrals(lanes: L.Lanes, before: Integrals | None = None) -> Integrals:
+    """The integrals of all gates of a layer, continuing those `before` these tokens."""
+    before = before or Integrals()
+    increments = [b.increment for b in lanes.bias if isinstance(b, L.Separable)]
+    bias = integrate(sum(increments), before.bias) if increments else None
+    if not isinstance(lanes.transport, L.Diagonal):
+        return Integrals(bias)
+    return Integrals(bias, integrate(lanes.transport.increment, before.decay))
 
 
-def amplified(query: jax.Array, rotation: L.Rotation) -> jax.Array:
-    """The factor g of cos and sin on both sides, as g^2 on the rotated channels of the query."""
-    if rotation.amplitude is None:
-        return query
-    width = 2 * rotation.frequency.shape[-1]
-    gain = (rotation.amplitude ** 2).astype(query.dtype)
-    return jnp.concatenate([query[..., :width] * gain, query[..., width:]], -1)
-
-
-def rotate(x: jax.Array, angle: jax.Array, rotation: L.Rotation, rotary_dim: int) -> jax.Array:
-    """Turn channel pairs of x [B,T,H,K] by angle [B,T,P]; channels beyond 2P stay. Wide inside."""
-    width = 2 * angle.shape[-1]
-    if width > rotary_dim:
-        raise ValueError(f"the rotation turns {width} channels, the mixer offers {rotary_dim}")
-    turned, rest = wide(x[..., :width]), x[..., width:]
-    cos, sin = jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]
-    if rotation.interleaved:
-        first, second = turned[..., 0::2], turned[..., 1::2]
-        turned = jnp.stack([first * cos - second * sin, first * sin + second * cos], -1)
-        turned = turned.reshape(*turned.shape[:-2], width)
-    else:
-        first, second = jnp.split(turned, 2, axis=-1)
-        turned = jnp.concatenate([first * cos - second * sin, first * sin + second * cos], -1)
-    return jnp.concatenate([turned.astype(x.dtype), rest], -1)
+def path_of(transport) -> L.Householder | L.ContentRotation | None:
+    """What a transport says of each token that must be kept with its key."""
+    match transport:
+        case L.Householder():
+            return transport
+        case L.ContentRotation():
+            return transport.replace(step=None)
+    return None
 
 
 def inner(query: jax.Array, key: jax.Array) -> jax.Array:
@@ -169,6 +183,18 @@ def mixed(weights: jax.Array, value: jax.Array) -> jax.Array:
     out = jnp.einsum("bngts,bsnv->btngv", groups, value,
                      preferred_element_type=wide(value[:0]).dtype)
     return out.reshape(batch, length, heads, value.shape[-1])
+
+
+def table_values(weights: jax.Array, queries: L.Sequence, keys: L.Sequence,
+                 lane: L.ValueTable) -> jax.Array:
+    """sum_j w_ij table[bucket(R, id_i - id_j)]: weights [B,H,T,S], table [R,V] -> [B,T,H,V].
+
+    Weights are summed by bucket, one after another: no array of pairs and channels is held.
+    """
+    bucket = lane.bucket(lane.table.shape[0], pair_distance(queries, keys))[:, None]
+    sums = jax.lax.map(lambda r: jnp.sum(jnp.where(bucket == r, weights, 0.0), -1),
+                       jnp.arange(lane.table.shape[0]))
+    return jnp.einsum("rbht,rv->bthv", sums, wide(lane.table))
 
 
 def repeat_heads(x: jax.Array, heads: int) -> jax.Array:
@@ -204,9 +230,10 @@ def _piecewise(queries, keys, transport: L.Piecewise, rotary_dim: int) -> jax.Ar
     piece = transport.select(params, query_ids[..., :, None, 0], key_ids[..., None, :, 0])
     total = 0.0
     for number, (query_map, key_map) in enumerate(transport.pieces):
-        query = rotate(queries.query, L.phase(rotation, query_map(params, query_ids)), rotation,
-                       rotary_dim)
-        key = rotate(keys.key, L.phase(rotation, key_map(params, key_ids)), rotation, rotary_dim)
-        product = inner(amplified(query, rotation), key)
+        turn = lambda x, ids: endpoint.rotate(x, L.phase(rotation, ids), rotary_dim,
+                                              rotation.interleaved)
+        query = turn(queries.query, query_map(params, query_ids))
+        key = turn(keys.key, key_map(params, key_ids))
+        product = inner(endpoint.amplified(query, rotation), key)
         total = jnp.where((piece == number)[:, None], product, total)
     return total

@@ -29,7 +29,8 @@ class Position(nn.Module):
 
     structure: ClassVar[str] = "ID"  # structural class: ID GRP PATH SEP EVC TOEP ROW PAIR PW ...
     paper: ClassVar[str] = ""
-    relative: ClassVar[bool] = True  # unchanged when all ids shift (tested; exceptions declared)
+    # Unchanged when all ids shift (a number: by its multiples); tested, exceptions are declared.
+    relative: ClassVar[bool | int] = True
     examples: ClassVar[tuple[dict, ...]] = ({},)  # option sets that the contract tests enrol
     content: ClassVar[bool] = False  # lanes read x: such a scheme cannot be shared by layers
 
@@ -106,10 +107,11 @@ def describe() -> list[dict[str, Any]]:
     return [record(name) for name in lookup.names(PACKAGE)]
 
 
-def single_transport(found: list) -> Any:
-    """The one transport among the parts of a stack. Raises ConfigError where there are two."""
+def single(found: list, lane: str) -> Any:
+    """The one value of a lane in a stack. Raises ConfigError where there are two."""
+    found = [value for value in found if value is not None]
     if len(found) > 1:
-        names = " and ".join(type(t).__name__ for t in found)
-        raise ConfigError(f"two transports in one stack ({names}) have no agreed order; "
+        names = " and ".join(type(value).__name__ for value in found)
+        raise ConfigError(f"two {lane} lanes in one stack ({names}) have no agreed order; "
                           "keep one, or write their product as a scheme of its own")
     return found[0] if found else None

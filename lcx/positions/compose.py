@@ -14,7 +14,8 @@ from lcx.lanes import Lanes, Sequence, Temperature
 class Stack(positions.Position):
     """Several schemes at one site, in the order of the config.
 
-    Id maps apply one after another, biases add, temperatures multiply; one transport at most.
+    Id maps apply one after another, biases add, temperatures multiply; at most one transport, one
+    map of values and one of logits.
     """
 
     parts: tuple[Any, ...] = ()
@@ -50,9 +51,9 @@ class Stack(positions.Position):
             temperature = Temperature(factors[0])
             for factor in factors[1:]:
                 temperature = Temperature(temperature.factor * factor)
-        transports = [one.transport for one in found if one.transport is not None]
-        return Lanes(positions.single_transport(transports),
-                     sum((one.bias for one in found), ()), temperature), tuple(after)
+        single = lambda lane: positions.single([getattr(one, lane) for one in found], lane)
+        return Lanes(single("transport"), sum((one.bias for one in found), ()), temperature,
+                     single("value"), single("logits")), tuple(after)
 
     def _unbound(self) -> list[positions.Position]:
         return [positions.make(spec, self.site, parent=None) for spec in self.parts]

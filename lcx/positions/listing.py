@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from lcx import lookup, positions
 from lcx.lanes import Site, sequence
 
-_SITE = Site(num_heads=2, num_kv_heads=2, rotary_dim=16, key_dim=16, width=32, train_length=64)
+_SITE = Site(num_heads=2, num_kv_heads=2, rotary_dim=16, key_dim=16, width=32, train_length=64,
+             value_dim=16)
 
 
 def record(name: str) -> dict[str, Any]:

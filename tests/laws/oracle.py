@@ -67,6 +67,17 @@ def step_matrix(lanes: L.Lanes, seq: _Seq, b: int, head: int, heads: int, t: int
     if isinstance(transport, L.Rotation):
         ids = _row(seq.ids, b)
         return _turn(_angles(transport, ids[t] - ids[t - 1]), size, transport.interleaved)
+    if isinstance(transport, L.ContentRotation):
+        steps = _row(transport.step, b)[t]
+        return _turn(steps[head * len(steps) // heads], size, transport.interleaved)
+    if isinstance(transport, L.Diagonal):
+        fade, matrix = _row(transport.increment, b)[t], np.eye(size)
+        if transport.rotation is not None:
+            bare = lanes.replace(transport=transport.rotation)
+            matrix = step_matrix(bare, seq, b, head, heads, t, size)
+        width = fade.shape[-1]
+        matrix[:width] *= np.exp(fade[head * len(fade) // heads])[:, None]
+        return matrix
     if isinstance(transport, L.Householder):
         vector, beta = _row(transport.vector, b)[t], _row(transport.beta, b)[t]
         n = head * vector.shape[0] // heads
@@ -91,6 +102,10 @@ def pair_weights(inner, lanes, seq, b, h, heads) -> np.ndarray:
     query = _row(inner["query"], b)[:, h]
     key = _row(inner["key"], b)
     key = key[:, h * key.shape[1] // heads]
+    if isinstance(lanes.transport, L.FeatureMap):
+        query, key = (_features(lanes.transport, side, _row(seq.ids, b), inner[side], b, h, heads)
+                      for side in ("query", "key"))
+        lanes = lanes.replace(transport=None)
     length, size = query.shape
     out, gain = np.zeros((length, length)), _gain(lanes, size)
     for j in range(length):
@@ -102,6 +117,14 @@ def pair_weights(inner, lanes, seq, b, h, heads) -> np.ndarray:
                 matrix = step_matrix(lanes, seq, b, h, heads, i, size) @ matrix
             out[i, j] = (query[i] * gain) @ matrix @ key[j]
     return out
+
+
+def _features(transport, side, ids, x, b, h, heads):
+    """[T,K'] of one head, through the map that the lane value carries; the last axis of q and k
+    beyond what it takes is not mapped."""
+    x = _row(x, b)[None]
+    new = np.asarray(getattr(transport, side)(transport.params, x, ids[None]))[0]
+    return new[:, h * new.shape[1] // heads]
 
 
 def _piece_matrix(transport: L.Piecewise, ids, i, j, size):
@@ -135,11 +158,16 @@ def bias(inner, lanes, seq, b, h, heads) -> np.ndarray:
         elif isinstance(lane, L.Toeplitz):
             ids = _row(seq.ids, b)[:, 0]
             total += np.asarray(lane.kernel(lane.params, ids[:, None] - ids[None]))[..., h]
+        elif isinstance(lane, L.Rowwise):
+            ids = _row(seq.ids, b)[:, 0]
+            total += np.asarray(lane.kernel(lane.params, ids[:, None] - ids[None],
+                                            ids[:, None]))[..., h]
         elif isinstance(lane, L.Pairwise):
             mask = np.stack([allowed(inner, seq, r) for r in range(seq.order.shape[0])])
             key = inner["key"]
             key = np.repeat(key, heads // key.shape[2], axis=2)
-            tile = L.Tile(inner["query"], key, mask, float(inner.get("scale", 1.0)))
+            tile = L.Tile(inner["query"], key, mask, seq.ids, seq.ids,
+                          float(inner.get("scale", 1.0)))
             total += np.asarray(lane.kernel(lane.params, tile))[b, h]
         else:
             raise AssertionError(f"no oracle for {lane}")
@@ -151,16 +179,40 @@ def softmax(inner, lanes, seq):
     batch, length, heads, _ = query.shape
     out = np.zeros((batch, length, heads, value.shape[-1]))
     for b in range(batch):
-        mask = allowed(inner, seq, b)
+        mask, rows = allowed(inner, seq, b), np.zeros((heads, length, length))
         for h in range(heads):
             logits = pair_weights(inner, lanes, seq, b, h, heads) * inner["scale"]
             if lanes.temperature is not None:
                 factor = _row(lanes.temperature.factor, b)
                 logits = logits * factor[:, min(h, factor.shape[1] - 1)][:, None]
             logits = np.where(mask, logits + bias(inner, lanes, seq, b, h, heads), -np.inf)
-            weights = np.exp(logits - logits.max(1, keepdims=True))
+            rows[h] = logits
+        if lanes.logits is not None:
+            terms = np.stack([np.where(mask, bias(inner, lanes, seq, b, h, heads), 0.0)
+                              for h in range(heads)])
+            rows = np.asarray(lanes.logits.function(lanes.logits.params, rows[None], terms[None],
+                                                    mask[None]))[0]
+            rows = np.where(mask, rows, -np.inf)
+        for h in range(heads):
+            weights = np.exp(rows[h] - rows[h].max(1, keepdims=True))
             weights /= weights.sum(1, keepdims=True)
-            out[b, :, h] = weights @ value[b, :, h * value.shape[2] // heads]
+            out[b, :, h] = _read(weights, value[b, :, h * value.shape[2] // heads], lanes, seq, b)
+    return out
+
+
+def _read(weights, value, lanes, seq, b) -> np.ndarray:
+    """sum_j w_ij v_j [T,V], each value as the value lane lets query i see it."""
+    out, ids = weights @ value, _row(seq.ids, b)
+    if isinstance(lanes.value, L.ValueRotation):
+        rotation, out = lanes.value.rotation, np.zeros_like(out)
+        for i, j in zip(*np.nonzero(weights)):
+            turn = _turn(_angles(rotation, ids[i] - ids[j]), value.shape[-1], rotation.interleaved)
+            out[i] += weights[i, j] * turn @ value[j]
+    if isinstance(lanes.value, L.ValueTable):
+        table = np.asarray(lanes.value.table, np.float64)
+        for i, j in zip(*np.nonzero(weights)):
+            out[i] += weights[i, j] * table[int(lanes.value.bucket(
+                len(table), ids[i, 0] - ids[j, 0]))]
     return out
 
 
@@ -186,7 +238,7 @@ def linear(inner, lanes, seq):
             log = _native(inner, b, h, length) + bias(inner, lanes, seq, b, h, heads)
             factor = np.where(mask, np.exp(np.where(mask, log, 0.0)), 0.0)
             weights = pair_weights(inner, lanes, seq, b, h, heads) * factor
-            out[b, :, h] = weights @ value[b, :, h * value.shape[2] // heads]
+            out[b, :, h] = _read(weights, value[b, :, h * value.shape[2] // heads], lanes, seq, b)
             if inner.get("normaliser") is not None:
                 plain = pair_weights(inner, bare, seq, b, h, heads) * factor
                 out[b, :, h] /= plain.sum(1, keepdims=True) + 1e-6

@@ -9,18 +9,20 @@ import pytest
 from lcx import lanes as L
 from lcx import lookup, mixers
 
-LANES = (L.Rotation, L.Householder, L.Piecewise, L.Separable, L.EventuallyConstant, L.Toeplitz,
-         L.Pairwise, L.Temperature)
+LANES = (L.Rotation, L.ContentRotation, L.Diagonal, L.FeatureMap, L.Householder,
+         L.Piecewise, L.Separable, L.EventuallyConstant, L.Toeplitz, L.Rowwise, L.Pairwise,
+         L.Temperature, L.ValueRotation, L.ValueTable, L.LogitMap)
 
 # family -> lane -> code of the refusal. A lane that is not named has a meaning.
 REFUSED = {
     "softmax": {},
-    "linear": {},
-    "delta": {"Piecewise": "R3", "EventuallyConstant": "R3", "Toeplitz": "R3", "Pairwise": "R3"},
-    "diagonal": {"Householder": "R1", "Pairwise": "R1", "Temperature": "R1"},
-    "nonlinear": {"Rotation": "R1", "Householder": "R1", "Piecewise": "R1",
-                  "EventuallyConstant": "R1", "Toeplitz": "R1", "Pairwise": "R1",
-                  "Temperature": "R1"},
+    "linear": {"LogitMap": "R11"},
+    "delta": {"Piecewise": "R3", "EventuallyConstant": "R3", "Toeplitz": "R3", "Rowwise": "R3",
+              "Pairwise": "R3", "FeatureMap": "R3", "ValueTable": "R3", "LogitMap": "R11"},
+    "diagonal": {"Householder": "R1", "Pairwise": "R1", "Temperature": "R1", "FeatureMap": "R1",
+                 "ValueTable": "R1", "LogitMap": "R11"},
+    "nonlinear": {**{lane.__name__: "R1" for lane in LANES if lane is not L.Separable},
+                  "LogitMap": "R11"},
 }
 # family -> lane -> code of the note with which a lane binds although it changes nothing.
 NOTED = {"linear": {"Temperature": "R4"}, "delta": {"Temperature": "R4"}}

@@ -9,8 +9,9 @@ import logging
 
 import jax
 
+from lcx import lanes as L
 from lcx.errors import ConfigError, did_you_mean
-from lcx.ops import pairs
+from lcx.ops import endpoint, pairs
 from lcx.ops.attention import chunked, cudnn, reference
 
 log = logging.getLogger("lcx.ops.attention")
@@ -43,6 +44,11 @@ def attend(queries: pairs.Queries, keys: pairs.Keys, lanes, *, rotary_dim: int, 
     cuDNN, then a small square, then chunks; a backend that was asked for by name and cannot serve
     raises ConfigError with its reason.
     """
+    if isinstance(lanes.value, L.ValueRotation):  # turned here, so that every backend serves it
+        keys = keys.replace(value=endpoint.turn_values(keys.value, keys.seq, lanes.value))
+        out = attend(queries, keys, lanes.replace(value=None), rotary_dim=rotary_dim, scale=scale,
+                     causal=causal, window=window, chunk=chunk)
+        return endpoint.turn_values(out, queries.seq, lanes.value, sign=-1)
     options = dict(rotary_dim=rotary_dim, scale=scale, causal=causal, window=window)
     backends = {**BACKENDS, "chunked": functools.partial(chunked.attend, chunk=chunk)}
     name = _chosen.get()

@@ -7,20 +7,20 @@ import jax.numpy as jnp
 from flax import struct
 
 from lcx import lanes as L
-from lcx.integral import Integral
-from lcx.ops.pairs import Keys, integral
+from lcx.ops.pairs import Integrals, Keys, integrals, path_of
 
 
 @struct.dataclass
 class KeyCache:
-    """keys: buffers of S slots (order -1 where empty); used: slots written; total: the integral.
+    """keys: buffers of S slots (order -1 where empty); used: slots written; total: the integrals
+    up to the newest token.
 
     With a window the buffers slide: the newest token sits in the last slot.
     """
 
     keys: Keys
     used: jax.Array
-    total: Integral | None
+    total: Integrals
     window: int | None = struct.field(pytree_node=False, default=None)
 
 
@@ -28,11 +28,10 @@ def like(lanes: L.Lanes, batch: int, heads: int, key_dim: int, value_dim: int, d
          value_heads: int | None = None) -> Keys:
     """One token's keys as `init` wants them, with what lanes of these shapes need to keep."""
     lanes = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), lanes)
-    path = lanes.transport if isinstance(lanes.transport, L.Householder) else None
     seq = L.sequence(1, 1, ids=jnp.zeros((1, 1, lanes.axes)))
     return Keys(jnp.zeros((batch, 1, heads, key_dim), dtype),
                 jnp.zeros((batch, 1, value_heads or heads, value_dim), dtype), seq,
-                integral(lanes.bias), path)
+                integrals(lanes), path_of(lanes.transport))
 
 
 def init(like: Keys, batch: int, slots: int, window: int | None = None) -> KeyCache:

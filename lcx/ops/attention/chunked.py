@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 
 from lcx import lanes as L
-from lcx.ops import pairs
+from lcx.ops import endpoint, pairs
 from lcx.ops.attention import reference
 
 CHUNK = 128
@@ -18,8 +18,8 @@ CHUNK = 128
 def attend(queries: pairs.Queries, keys: pairs.Keys, lanes: L.Lanes, *, rotary_dim: int,
            scale: float, causal: bool, window: int | None, chunk: int | None = None) -> jax.Array:
     """As `reference.attend`, one chunk of queries after another: [B,T,H,V], wide."""
-    if isinstance(lanes.transport, L.Rotation) and not lanes.reads_content:
-        query, key = pairs.rotated(queries, keys, lanes.transport, rotary_dim)  # once for all
+    if isinstance(lanes.transport, endpoint.TRANSPORTS) and not lanes.reads_content:
+        query, key = endpoint.mapped(queries, keys, lanes.transport, rotary_dim)  # once for all
         queries, keys = queries.replace(query=query), keys.replace(key=key)
         lanes = lanes.replace(transport=None)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lcx import lanes as L
-from lcx.ops import pairs
+from lcx.ops import endpoint, pairs
 from lcx.types import wide
 
 
@@ -24,17 +24,19 @@ def attend(queries: pairs.Queries, keys: pairs.Keys, lanes, *, rotary_dim: int, 
         raise NotImplementedError("cuDNN would hold a bias as a [T,S] array")
     if queries.seq.segment is not None:
         raise NotImplementedError("cuDNN would hold a packing mask as a [T,S] array")
-    if query.shape[-1] % 8 or query.shape[-1] > 256 or value.shape[-1] != query.shape[-1]:
-        raise NotImplementedError("cuDNN needs one head_dim, a multiple of 8 up to 256")
+    if lanes.value is not None or lanes.logits is not None:
+        raise NotImplementedError("cuDNN does not show its weights and logits")
     if window is not None and not causal:
         raise NotImplementedError("cuDNN windows are causal here")
     match lanes.transport:
         case None:
             pass
-        case L.Rotation():
-            query, key = pairs.rotated(queries, keys, lanes.transport, rotary_dim)
+        case L.Rotation() | L.ContentRotation() | L.FeatureMap():
+            query, key = endpoint.mapped(queries, keys, lanes.transport, rotary_dim)
         case other:
             raise NotImplementedError(f"cuDNN has no {type(other).__name__} transport")
+    if query.shape[-1] % 8 or query.shape[-1] > 256 or value.shape[-1] != query.shape[-1]:
+        raise NotImplementedError("cuDNN needs one head_dim, a multiple of 8 up to 256")
     if lanes.temperature is not None:
         query = (wide(query) * wide(lanes.temperature.factor)[..., None]).astype(query.dtype)
     return jax.nn.dot_product_attention(

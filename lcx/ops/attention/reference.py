@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from lcx import lanes as L
 from lcx.ops import pairs
 from lcx.types import wide
 
@@ -19,5 +20,12 @@ def attend(queries: pairs.Queries, keys: pairs.Keys, lanes, *, rotary_dim: int, 
     bias = pairs.log_bias(queries, keys, lanes.bias, allowed, scale)
     if bias is not None:
         logits = logits + bias
+    if lanes.logits is not None:
+        bias = jnp.zeros_like(logits) if bias is None else jnp.broadcast_to(bias, logits.shape)
+        logits = lanes.logits.function(lanes.logits.params, logits, bias, allowed)
     logits = jnp.where(allowed[:, None], logits, jnp.finfo(logits.dtype).min)
-    return pairs.mixed(jax.nn.softmax(logits, axis=-1), keys.value)
+    weights = jax.nn.softmax(logits, axis=-1)
+    out = pairs.mixed(weights, keys.value)
+    if isinstance(lanes.value, L.ValueTable):
+        out += pairs.table_values(weights, queries.seq, keys.seq, lanes.value)
+    return out

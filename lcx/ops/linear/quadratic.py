@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lcx import lanes as L
-from lcx.ops import pairs
+from lcx.ops import endpoint, pairs
 
 # Where all weights of a layer are at most this many numbers, one square is quicker than chunks.
 SMALL = 2**23
@@ -34,6 +34,9 @@ def attend(
     A temperature is ignored; chunk: queries at once, all of them where the square is small.
     """
     batch, length, heads, _ = queries.query.shape
+    value = keys.value
+    if isinstance(lanes.value, L.ValueRotation):
+        value = endpoint.turn_values(value, keys.seq, lanes.value)
 
     def tile(part: pairs.Queries, first) -> jax.Array:
         part = part.replace(slot=queries.slot + first)
@@ -43,7 +46,11 @@ def attend(
         bias = pairs.log_bias(part, keys, lanes.bias, allowed, 1.0)
         if bias is not None:  # masked before the exp, where a future pair may overflow
             factor = jnp.exp(jnp.where(allowed[:, None], bias, -jnp.inf))
-        out = pairs.mixed(scores * factor, keys.value)
+        out = pairs.mixed(scores * factor, value)
+        if isinstance(lanes.value, L.ValueTable):
+            out += pairs.table_values(scores * factor, part.seq, keys.seq, lanes.value)
+        if isinstance(lanes.value, L.ValueRotation):
+            out = endpoint.turn_values(out, part.seq, lanes.value, sign=-1)
         if eps is None:
             return out
         if lanes.transport is not None:

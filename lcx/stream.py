@@ -1,0 +1,87 @@
+"""Where tokens are: the sequence of a call, and what a stream remembers between its calls."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from lcx.types import wide, wide_dtype
+
+
+@struct.dataclass
+class Sequence:
+    """Where the tokens of a call sit. The leading dimension may be 1: shared by all rows.
+
+    order [B,T] int32: arrival order in the stream; masks obey it; -1 marks an empty cache slot.
+    ids [B,T,A] float32: position ids with A axes; schemes obey them (exact for |id| < 2^24).
+    segment [B,T] int32 or None: document of the row, from 1; 0 is padding; None: one document.
+    index [B,T] int32: tokens before this one in its document.
+    length scalar: what a length-dependent scheme is told, constant over a request.
+    """
+
+    order: jax.Array
+    ids: jax.Array
+    segment: jax.Array | None
+    index: jax.Array
+    length: jax.Array
+
+    def __getitem__(self, window: slice) -> Sequence:
+        """Tokens `window` of the sequence, `length` kept: the pieces of a streamed request."""
+        cut = lambda a: None if a is None else a[:, window]
+        return self.replace(order=cut(self.order), ids=cut(self.ids), segment=cut(self.segment),
+                            index=cut(self.index))
+
+
+def sequence(batch: int, length: int, *, segment=None, ids=None, start: int = 0,
+             told_length=None) -> Sequence:
+    """The sequence of `length` tokens that continues a stream at `start`.
+
+    segment [B,T] restarts ids and index at each document; ids [B,T,A] overrides the ids.
+    `batch` is 1 for rows that share everything, which is cheaper.
+    """
+    order = jnp.broadcast_to(start + jnp.arange(length, dtype=jnp.int32), (batch, length))
+    index = order
+    if segment is not None:
+        segment = jnp.asarray(segment, jnp.int32)
+        first = jnp.concatenate([jnp.ones_like(segment[:, :1], bool),
+                                 segment[:, 1:] != segment[:, :-1]], axis=1)
+        index = order - jax.lax.cummax(jnp.where(first, order, 0), axis=1)
+    ids = wide(index)[..., None] if ids is None else jnp.asarray(ids, wide_dtype())
+    told = length + start if told_length is None else told_length
+    return Sequence(order, ids, segment, index, jnp.asarray(told, jnp.int32))
+
+
+@struct.dataclass
+class Last:
+    """The last token that a stream has seen: ids [B,A], segment [B] (-1 before the first)."""
+
+    ids: jax.Array
+    segment: jax.Array
+
+
+def nothing_seen(batch: int, axes: int = 1) -> Last:
+    """The `Last` of a fresh stream."""
+    return Last(jnp.zeros((batch, axes), wide_dtype()), jnp.full((batch,), -1, jnp.int32))
+
+
+def advance(seq: Sequence, last: Last) -> tuple[jax.Array, jax.Array, Last]:
+    """Steps of the ids [B,T,A], segment starts [B,T] and the new `Last`.
+
+    The one place where increments are zeroed at segment starts (before any exp), so that nothing
+    decays or turns across documents. A is that of `last`: further axes of the ids are not read.
+    """
+    axes = last.ids.shape[-1]
+    ids = jnp.broadcast_to(seq.ids[..., :axes], (*seq.ids.shape[:2], axes))
+    segment = jnp.ones_like(seq.order) if seq.segment is None else seq.segment
+    rows = max(segment.shape[0], ids.shape[0], 1)
+    fits = lambda a: a[:1] if rows == 1 and a.shape[0] > 1 else a
+    before = jnp.concatenate([jnp.broadcast_to(fits(last.segment)[:, None], (rows, 1)),
+                              jnp.broadcast_to(segment, (rows, segment.shape[1]))[:, :-1]], axis=1)
+    previous = jnp.concatenate(
+        [jnp.broadcast_to(fits(last.ids)[:, None], (rows, 1, ids.shape[-1])),
+         jnp.broadcast_to(ids, (rows, *ids.shape[1:]))[:, :-1]], axis=1)
+    starts = segment != before
+    step = jnp.where(starts[..., None], 0.0, ids - previous)
+    like = lambda new, old: jnp.broadcast_to(new, old.shape).astype(old.dtype)
+    return step, starts, Last(like(ids[:, -1], last.ids), like(segment[:, -1], last.segment))
