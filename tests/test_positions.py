@@ -393,7 +393,8 @@ def test_cope_counts_gates():
     np.testing.assert_allclose(far[3], [3, 3, 2, 1])
     np.testing.assert_allclose(far[1, :2], [2, 1])  # later keys open no gate
     np.testing.assert_allclose(
-        cope.scaled_bias(table, L.Tile(query, key, mask, None, None, 0.5))[0, 0, 3], np.array(got[3]) / 2)
+        cope.scaled_bias(table, L.Tile(query, key, mask, None, None, 0.5))[0, 0, 3],
+        np.array(got[3]) / 2)
 
 
 @pytest.mark.parametrize("scaled", [True, False])

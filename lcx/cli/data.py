@@ -1,5 +1,7 @@
 """Prepare a config's corpus and say what is in it.
 
+Examples:
+
   lcx data configs/quickstart.py
   lcx data configs/quickstart.py --config.experiment.data.corpus='{"name":"files","paths":"txt/"}'
 """

@@ -1,5 +1,7 @@
 """Which scheme goes with which mixer: native, partial, refused by mathematics, or unimplemented.
 
+Examples:
+
   lcx matrix
   lcx matrix --mixer attention
   lcx matrix --json                            position, mixer, status, forms, code, reason

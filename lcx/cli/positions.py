@@ -1,5 +1,7 @@
 """Which positional schemes there are.
 
+Examples:
+
   lcx positions
   lcx positions --json                         name, class, lanes, paper, summary
 """
