@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from lcx import sharding, train
 from lcx.config import code_version, load, resolve, run_id
+from lcx.errors import ConfigError
 from lcx.eval.ladder import ladder
 from lcx.ops.attention import api as attention
 from lcx.study import describe, records
@@ -131,8 +132,9 @@ def _status(folder: Path, write_log: Callable[[str], Any],
         yield facts
     except BaseException as error:
         state = "waiting" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
-        write_status(folder, state, error=_one_line(error), **facts)
-        write_log("".join(traceback.format_exception(error)))
+        with contextlib.suppress(ConfigError, OSError):  # a full disk hides no error
+            write_status(folder, state, error=_one_line(error), **facts)
+            write_log("".join(traceback.format_exception(error)))
         raise
     if read_status(folder)["state"] == "running":
         write_status(folder, "finished", seconds=round(time.monotonic() - began, 1),

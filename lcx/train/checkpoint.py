@@ -2,7 +2,8 @@
 
 A checkpoint is `<folder>/<step>/{params,optimizer,manifest}`. Arrays are stored by dotted path;
 the manifest holds each one's shape, dtype and sha256, the data iterator's state and the tokens
-seen, and its own digest. Restoring verifies all of it, since orbax alone notices no flipped bit.
+seen, and its own digest; the seal holds the sha256 of every file. Restoring verifies all of it,
+since orbax alone notices no flipped bit.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import orbax.checkpoint as ocp
 
 from lcx.errors import ConfigError
 from lcx.train.manifest import describe, digest, flat, hashes, unflat
+from lcx.train.seal import broken, seal
 from lcx.train.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ class Checkpoints:
         self.keep = keep
         self._writer: ocp.CheckpointManager | None = None
         self._bytes = 0
+        self._unsealed: set[int] = set()
 
     def check_space(self, abstract: TrainState) -> None:
         """Raise CheckpointError unless the disk can hold `keep` + 1 checkpoints of this state."""
@@ -89,6 +92,8 @@ class Checkpoints:
             ))
         except Exception as error:
             raise self._failed(error) from error
+        if jax.process_index() == 0:
+            self._unsealed.add(step)
 
     def wait(self) -> None:
         """Wait for the save under way. Raises CheckpointError if it failed."""
@@ -97,8 +102,11 @@ class Checkpoints:
         try:
             self._writer.wait_until_finished()
             self._writer.check_for_errors()
+            for step in self._unsealed & {*steps(self.folder)}:
+                seal(self.folder / str(step))
         except Exception as error:
             raise self._failed(error) from error
+        self._unsealed = set()
 
     def finish(self, step: int) -> None:
         """Wait for the last save, read it back from the disk and verify every byte of it."""
@@ -131,9 +139,13 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """Let go of the folder. After `finish` nothing can be lost; before it, an error is."""
+        writer, self._writer = self._writer, None
+        try:
+            if writer is not None:
+                writer.close()
+        except Exception as error:  # of the save under way, while another error is raised
+            log.error("%s", self._failed(error))
 
     def _open(self) -> ocp.CheckpointManager:
         if self._writer is None:
@@ -206,6 +218,9 @@ def _saved(manifest: Mapping[str, Any]) -> Saved:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files are those that were sealed."""
+    if damaged := broken(path):
+        raise CheckpointError(f"{path} is not as it was saved: {'; '.join(damaged)}")
     try:
         found = _reader(ocp.JsonCheckpointHandler(), path / "manifest", ocp.args.JsonRestore())
         stated = found.pop("digest")

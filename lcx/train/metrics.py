@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from lcx.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +29,18 @@ class MetricsFile:
         self._file = open(self.path, "a")
 
     def append(self, row: Mapping[str, Any]) -> None:
-        self._file.write(_line(row))
-        self._file.flush()
+        """Add a row. Raises DataError where the disk is full."""
+        line = _line(row)
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise DataError(f"cannot write {len(line)} bytes to {self.path}: {error.strerror}; "
+                            "free space or choose another runtime.out") from error
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what `append` could not write has been said
+            self._file.close()
 
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:
