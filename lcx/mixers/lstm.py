@@ -60,7 +60,8 @@ class Lstm(Mixer):
         if self.width % self.num_heads:
             raise ConfigError(f"num_heads={self.num_heads} must divide width={self.width}")
         dim = self.width // self.num_heads
-        return L.Site(self.num_heads, self.num_heads, dim, dim, self.width, self.train_length)
+        return L.Site(self.num_heads, self.num_heads, dim, dim, self.width, self.train_length,
+                      value_dim=dim)
 
     @nn.compact
     def __call__(self, x: jax.Array, seq: L.Sequence, state: Any = None,
