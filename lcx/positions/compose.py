@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -25,8 +26,9 @@ class Stack(positions.Position):
         return any(member.content for member in self._unbound())
 
     @property
-    def relative(self) -> bool:
-        return all(member.relative for member in self._unbound())
+    def relative(self) -> int:
+        """Multiples of this shift change nothing; 0 if any shift may."""
+        return math.lcm(*(int(member.relative) for member in self._unbound()))
 
     def remap(self, seq: Sequence, key=None) -> Sequence:
         for number, member in enumerate(self._unbound()):

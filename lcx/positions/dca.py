@@ -33,9 +33,13 @@ class Dca(Rope):
     gain: float = 0.0
 
     structure: ClassVar[str] = "PW"
-    relative: ClassVar[bool] = False  # only for shifts by multiples of chunk - local
     paper: ClassVar[str] = "arXiv:2402.17463"
     examples: ClassVar[tuple[dict, ...]] = (dict(chunk=9, local=2), dict(gain=0.05, factor=2.0))
+
+    @property
+    def relative(self) -> int:
+        """Only for shifts by multiples of the stride."""
+        return self.sizes()[1]
 
     @property
     def trained(self) -> int:

@@ -70,8 +70,8 @@ class LongRope(Rope):
         pairs = self.width // 2
         array = np.atleast_1d(np.asarray(value, np.float64))
         if array.shape not in ((1,), (pairs,)) or (array <= 0).any():
-            raise ConfigError(f"long_rope needs a positive factor, or one for each of {pairs} pairs;"
-                              f" there are {array.size}, the least is {array.min()}")
+            raise ConfigError("long_rope needs a positive factor, or one for each of "
+                              f"{pairs} pairs; there are {array.size}, the least is {array.min()}")
         return np.broadcast_to(array, (pairs,)).copy()
 
     def amplitude(self) -> float:

@@ -24,9 +24,13 @@ class SelfExtend(Rerope):
 
     group: int = 8
 
-    relative: ClassVar[bool] = False  # only for shifts by multiples of `group`
     paper: ClassVar[str] = "arXiv:2401.01325"
     examples: ClassVar[tuple[dict, ...]] = (dict(window=6, group=4), dict(group=2))
+
+    @property
+    def relative(self) -> int:
+        """Only for shifts by multiples of the group."""
+        return self.group
 
     @property
     def reach(self) -> int:

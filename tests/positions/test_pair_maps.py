@@ -6,7 +6,17 @@ import pytest
 
 from lcx import lanes as L
 from lcx.errors import ConfigError
-from tests.test_positions import below, distances, logits, same, speak, theta, turned, vectors
+from tests.test_positions import (
+    below,
+    distances,
+    logits,
+    make,
+    same,
+    speak,
+    theta,
+    turned,
+    vectors,
+)
 
 
 def relative_ids(spec, query_ids, key_ids, **where):
@@ -37,6 +47,7 @@ TWINS = {  # spec -> distance of i and j <= i, from the formulas
     "string": (dict(name="shifted_rope", window=7, local=2),
                lambda i, j: i - j if i - j < 7 else i - j - 5),
     "dca": (dict(name="dca", chunk=7, local=2), lambda i, j: dual_chunk(i, j, 7, 2)),
+    "dca_wide": (dict(name="dca", chunk=9, local=6), lambda i, j: dual_chunk(i, j, 9, 6)),
     "dca_8": (dict(name="dca", chunk=24, local=8), lambda i, j: dual_chunk(i, j, 24, 8)),
 }
 
@@ -133,3 +144,10 @@ def test_bad_options_raise(spec, words):
 def test_dca_is_causal_only():
     with pytest.raises(ConfigError, match="use it with a causal mixer"):
         speak("dca", L.sequence(1, 2), causal=False)
+
+
+def test_a_stack_is_relative_for_shifts_that_all_its_parts_allow():
+    extended = dict(name="self_extend", window=6, group=4)
+    assert make(extended).relative == 4 and make([extended, "log_n"]).relative == 4
+    assert make(["randomized", dict(name="dca", chunk=9, local=3), extended]).relative == 12
+    assert make(["rope", "log_n"]).relative and not make(["learned", "rope"]).relative

@@ -120,7 +120,8 @@ def test_long_rope_switches_once_the_text_is_long():
     for length, factors in ((7, short), (4096, short), (4097, long), (10**6, long)):
         np.testing.assert_allclose(told("long_rope", length, **options), theta(128) / factors,
                                    rtol=0, atol=EXACT)
-    np.testing.assert_allclose(told("long_rope", 5000, factor=16.0), theta(128) / 16, rtol=0, atol=EXACT)
+    np.testing.assert_allclose(told("long_rope", 5000, factor=16.0), theta(128) / 16, rtol=0,
+                               atol=EXACT)
     g = lambda **options: make(dict(name="long_rope", **options), train_length=4096).amplitude()
     assert g(factor=8.0) == pytest.approx(1.118034, abs=1e-6)
     assert g(factor=32.0) == pytest.approx(1.190238, abs=1e-6)
