@@ -33,7 +33,7 @@ class Floater(Position):
 
     paper: ClassVar[str] = "arXiv:2003.09229"
     relative: ClassVar[bool] = False
-    examples: ClassVar[tuple[dict, ...]] = (dict(rows=100),)
+    examples: ClassVar[tuple[dict, ...]] = (dict(rows=40, substeps=2),)
 
 
 class Embed(nn.Module):
@@ -60,17 +60,15 @@ class Embed(nn.Module):
             hidden = jax.nn.relu(first(jnp.concatenate([point, now])))
             return second(jnp.concatenate([hidden, now]))
 
-        def token(module, point, number):
-            """From one token's point to the next one's; gives the first."""
-            after, width = point, STEP / self.substeps
-            for substep in range(self.substeps):
-                time = STEP * number + width * substep
-                after = rk4(lambda t, p: slope(module, t, p), time, after, width)
+        def substep(module, point, number):
+            """From one point to the next; gives the first."""
+            after = rk4(lambda t, p: slope(module, t, p), number * width, point, width)
             return after, point
 
-        scan = nn.scan(token, variable_broadcast="params", split_rngs={"params": False})
-        _, points = scan(self, start, jnp.arange(rows, dtype=start.dtype))
-        return x + look_up(points, seq).astype(x.dtype)
+        width = STEP / self.substeps
+        scan = nn.scan(substep, variable_broadcast="params", split_rngs={"params": False})
+        _, points = scan(self, start, jnp.arange(rows * self.substeps, dtype=start.dtype))
+        return x + look_up(points[:: self.substeps], seq).astype(x.dtype)
 
 
 def rk4(slope, time, point, width):

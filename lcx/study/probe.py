@@ -29,7 +29,7 @@ class Probe(SoftmaxMixer):
     def __call__(self, query, key, x, seq: Sequence) -> jax.Array:
         """Weights [1,H,T,T] of query [1,T,H,K] over key [1,T,H,K], with layer input x [1,T,D]."""
         lanes, carry = self.see(x, seq)
-        lanes = lanes.replace(**{"value": None} if hasattr(lanes, "value") else {})
+        lanes = lanes.replace(value=None)  # a map of the values would act on the one-hot ones
         length = query.shape[1]
         one_hot = jnp.broadcast_to(jnp.eye(length, dtype=query.dtype)[None, :, None],
                                    (1, length, self.num_heads, length))
