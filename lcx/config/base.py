@@ -107,6 +107,8 @@ def _eval() -> ConfigDict:
     c.batch_tokens = 16_384  # scored in one call
     c.chunk = placeholder(int)  # tokens per piece through the model's state; None: in one call
     c.shuffled_prefix = False  # the control in which context beyond train_length is foreign
+    c.overrides = placeholder(list)  # test-time schemes: [{"experiment.model.position": ...}, ...]
+    c.every = 0  # steps between ladders during training (during.jsonl); 0: only at the end
     return c
 
 

@@ -69,7 +69,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     slot, option = _split_component(path)
     if is_component(path) or option:
         none = value.lower() in _OPTIONAL and (path in OPTIONAL or path == PATTERN or option)
-        return path, None if none else _literal(value)
+        return path, None if none else read_literal(value)
     node, key = _parent(_defaults(), path)
     kind = node.get_type(key)
     if kind is str or isinstance(node[key], ConfigDict):
@@ -78,7 +78,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         return path, None
     if kind is bool and value.lower() in _BOOLS:
         return path, _BOOLS[value.lower()]
-    parsed = _literal(value)
+    parsed = read_literal(value)
     if kind is int and isinstance(parsed, float) and parsed.is_integer():
         parsed = int(parsed)  # 1e4 steps
     if kind in (tuple, list) and not isinstance(parsed, Sequence):
@@ -100,7 +100,7 @@ def coerce(value: Any, kind: type, path: str, optional: bool = False) -> Any:
     return value
 
 
-def _literal(text: str) -> Any:
+def read_literal(text: str) -> Any:
     """JSON, else a Python literal, else the bare string."""
     for read in (json.loads, ast.literal_eval):
         try:

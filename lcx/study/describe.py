@@ -44,6 +44,25 @@ def arm_id(config: Any) -> str:
     return run_id(apply(config, {"experiment.seed": 0}))
 
 
+def changes(own: Any, other: Any) -> dict[str, Any]:
+    """The keys of experiment.model and experiment.eval that differ, with their other values."""
+    found = {}
+    for section in ("model", "eval"):
+        before, after = resolve(own.experiment[section]), resolve(other.experiment[section])
+        found |= {f"experiment.{section}.{key}": value for key, value in after.items()
+                  if value != before[key] and key not in ("overrides", "every", "vocab_size")}
+    return found
+
+
+def test_time(own: Any, other: Any) -> str:
+    """What tells an override's arm from one that was trained so: "over rope"."""
+    parts = [f"over {name(own)}" for name in (position, mixer) if name(own) != name(other)]
+    rest = {path: value for path, value in changes(own, other).items()
+            if path.startswith("experiment.model.")}
+    parts.append(overrides_label(rest))
+    return " ".join(part for part in parts if part)
+
+
 def overrides_label(overrides: Mapping[str, Any]) -> str:
     """What a sweep member changes beside scheme, mixer and seed: "width=64"."""
     shown = {"experiment.model.position", "experiment.model.mixer", "experiment.seed"}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,7 +13,7 @@ from ml_collections import ConfigDict
 
 from lcx import data as data_library
 from lcx import sharding
-from lcx.config import apply
+from lcx.config import apply, validate
 from lcx.errors import ConfigError, did_you_mean
 from lcx.eval.lengths import contexts
 from lcx.model import build_model
@@ -43,9 +45,35 @@ def check(config: ConfigDict) -> None:
     if experiment.model.dtype not in DTYPES:
         raise ConfigError(f"unknown dtype '{experiment.model.dtype}'"
                           + did_you_mean(experiment.model.dtype, DTYPES))
+    if experiment.eval.every < 0:
+        raise ConfigError("experiment.eval.every counts steps; 0 is never, "
+                          f"got {experiment.eval.every}")
     with attention.backend(config.runtime.backend):
         model_of(apply(config, {
             "experiment.model.vocab_size": experiment.model.vocab_size or 256}))
+    for variant in variants(config):
+        check(variant)
+
+
+def variants(config: ConfigDict) -> list[ConfigDict]:
+    """The config under each of its test-time overrides. Raises ConfigError on one that is none."""
+    found = []
+    for override in config.experiment.eval.overrides or ():
+        if not isinstance(override, Mapping) or not override:
+            raise ConfigError("each of experiment.eval.overrides is a dict of overrides, as sweep()"
+                              f" yields; got {override!r}")
+        for path in override:
+            if not path.startswith(("experiment.model.", "experiment.eval.")):
+                raise ConfigError(f"experiment.eval.overrides cannot set '{path}': only "
+                                  "experiment.model and experiment.eval matter after training")
+        found.append(under(config, override))
+    return found
+
+
+def under(config: ConfigDict, override: Mapping[str, Any]) -> ConfigDict:
+    """A trained run's config under an override: a config of its own, without further ones."""
+    return validate(apply(config, {**override, "experiment.eval.overrides": None,
+                                   "experiment.eval.every": 0}))
 
 
 def check_data(config: ConfigDict) -> None:

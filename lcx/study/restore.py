@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,16 @@ from lcx import data as data_library
 from lcx import lookup, sharding
 from lcx.config import code_version, load, run_id
 from lcx.errors import ConfigError
+from lcx.eval.lengths import contexts
 from lcx.lanes import sequence
 from lcx.ops.attention import api as attention
 from lcx.study import describe, flops
 from lcx.study.preflight import model_of, use_compile_cache, with_data
+from lcx.study.programs import same_program
 from lcx.train import checkpoint, metrics
+from lcx.train.overlay import load_onto
+
+log = logging.getLogger("lcx.study")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +41,12 @@ class Run:
     variables: Any
     step: int
     trained_with: tuple[str, ...] = ()  # versions of the code behind the checkpoint
+    dropped: tuple[str, ...] = ()  # leaves of the checkpoint that an override has no place for
+    initialised: tuple[str, ...] = ()  # leaves that an override adds, as untrained as they began
+
+    def program(self) -> Run:
+        """The run without its parameters: what `open_run(like=...)` needs of it."""
+        return dataclasses.replace(self, variables=jax.eval_shape(lambda v: v, self.variables))
 
 
 def config_file(folder: Path) -> str:
@@ -44,13 +57,17 @@ def config_file(folder: Path) -> str:
     return str(folder / "config.json")
 
 
-def open_run(folder: str | Path, config: ConfigDict | None = None) -> Run:
+def open_run(folder: str | Path, config: ConfigDict | None = None,
+             like: Sequence[Run] = ()) -> Run:
     """Restore a run's parameters from its last checkpoint, under its own config or another.
 
-    Raises CheckpointError on damage, CheckpointMismatch listing the leaves that do not fit.
+    Leaves that only one of the two configs has are dropped or initialised; the log names them.
+    Of the runs `like` one with the same program lends its model, so that nothing compiles again.
+    Raises CheckpointError on damage, CheckpointMismatch listing leaves of another shape.
     """
     folder = Path(folder)
-    config = config or load(config_file(folder))
+    own = load(config_file(folder))
+    config = config or own
     use_compile_cache(config)
     full, data = with_data(config)
     model = model_of(full)
@@ -63,13 +80,33 @@ def open_run(folder: str | Path, config: ConfigDict | None = None) -> Run:
         lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
         nn.unbox(boxed["params"]), sharding.shardings(boxed["params"], mesh))
     saved = checkpoint.saved(folder / "checkpoints")
-    params = checkpoint.load_params(folder / "checkpoints", abstract, saved.step)
+    initial = jax.jit(lambda: nn.unbox(model.init(key, inputs, seq)))
+    if run_id(config) == run_id(own):
+        params = checkpoint.load_params(folder / "checkpoints", abstract, saved.step)
+        dropped, new = [], []
+    else:
+        placed = jax.tree.map(lambda s: s.sharding, abstract)
+        params, dropped, new = load_onto(folder / "checkpoints", abstract, saved.step,
+                                         lambda: jax.device_put(initial()["params"], placed))
+        for leaves, what in ((dropped, "drops leaves of the checkpoint"),
+                             (new, "adds leaves that no training has touched")):
+            if leaves:
+                log.warning("this override %s: %s", what, ", ".join(leaves))
 
     def constants() -> dict[str, Any]:
         found = nn.unbox(model.init(key, inputs, seq))
         return {name: value for name, value in found.items() if name != "params"}
     beside = jax.device_put(jax.jit(constants)(), sharding.replicated(mesh))
-    return Run(folder, config, data, model, {"params": params, **beside}, saved.step, saved.code)
+    variables = {"params": params, **beside}
+    if like and config.experiment.eval.chunk is None:
+        length = inputs.shape[1]
+        windows = {max(context + length // 4, length)
+                   for context in contexts(length, config.experiment.eval.max_factor)}
+        with attention.backend(full.runtime.backend):
+            model = next((other.model for other in like if same_program(
+                (other.model, model), (other.variables, variables), windows)), model)
+    return Run(folder, config, data, model, variables, saved.step, saved.code,
+               tuple(dropped), tuple(new))
 
 
 def fairness(run: Run) -> dict[str, Any]:

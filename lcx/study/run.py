@@ -12,18 +12,23 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from lcx import sharding, train
-from lcx.config import code_version, load, resolve, run_id
+from lcx import train
+from lcx.config import code_version, load, parse_short, resolve, run_id
 from lcx.errors import ConfigError
-from lcx.eval.ladder import ladder
 from lcx.ops.attention import api as attention
-from lcx.study import describe, records
-from lcx.study.preflight import check, documents_of, model_of, use_compile_cache, with_data
-from lcx.study.restore import config_file, fairness, open_run
+from lcx.study.evaluate import during, evaluate, evaluate_all
+from lcx.study.preflight import (
+    check,
+    documents_of,
+    model_of,
+    under,
+    use_compile_cache,
+    variants,
+    with_data,
+)
+from lcx.study.restore import config_file
 from lcx.study.status import locked, read_status, write_atomically, write_status
 from lcx.study.versions import settle
 from lcx.train.checkpoint import saved
@@ -57,65 +62,43 @@ def run_member(config: ConfigDict, folder: str | Path | None = None, *,
             if not test:
                 return write_status(folder, "waiting", note="trained, not evaluated", **now)
             write_status(folder, "running", doing="evaluating", **now)
-            evaluate(folder)
+            evaluate_all(folder)
         return read_status(folder)
 
 
-def evaluate_member(folder: str | Path, overrides: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Evaluate a trained run, under its own config or with overrides; returns the new rows."""
+def evaluate_member(folder: str | Path, overrides: Sequence[str] = (),
+                    schemes: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Evaluate a trained run, under its own config or with overrides; returns the new rows.
+
+    `overrides` are of the form experiment.eval.max_factor=32 and all hold at once; each of
+    `schemes` (position=yarn,factor=8) is an evaluation of its own.
+    """
     folder = Path(folder)
-    own = load(config_file(folder))
-    config = load(config_file(folder), overrides)
+    own, config = load(config_file(folder)), load(config_file(folder), overrides)
+    ways = [under(config, dict([parse_short(text)])) for text in schemes]
+    if not ways and run_id(config) != run_id(own):
+        ways = [under(config, {})]
+    for way in ways:
+        check(way)
     with locked(folder), _logged(folder) as write_log:
-        if run_id(config) != run_id(own):
-            return evaluate(folder, config)
-        with _status(folder, write_log, "evaluating"):
-            return evaluate(folder)
+        if not ways:
+            with _status(folder, write_log, "evaluating"):
+                return evaluate_all(folder)
+        seen = []
+        return [row for way in ways for row in evaluate(folder, way, seen)]
 
 
 def train_member(config: ConfigDict, folder: Path) -> None:
     """Train to the last step; the parameters are in the folder's checkpoints."""
     check(config)
     use_compile_cache(config)
-    config, data = with_data(config)
-    documents_of(config, data)  # what the ladder would refuse after training is refused now
+    full, data = with_data(config)
+    for one in (full, *variants(full)):
+        documents_of(one, data)  # what the ladder would refuse after training is refused now
+    model = model_of(full)
     with attention.backend(config.runtime.backend):
-        train.train(config, data.train_batches(), folder, model=model_of(config),
-                    code_version=code_version()[0])
-
-
-def evaluate(folder: str | Path, config: ConfigDict | None = None) -> list[dict[str, Any]]:
-    """Walk the length ladder with a run's last checkpoint, and write its rows.
-
-    With `config` (the run's own under overrides) rows are added; without, they replace those of
-    an evaluation that did not come to its end.
-    """
-    folder = Path(folder)
-    run = open_run(folder, config)
-    options, found = run.config.experiment.eval, []
-    counts = np.zeros(run.model.vocab_size, np.int64)
-    known = run.data.splits["train"].counts
-    counts[:len(known)] = known
-    extra = {"arm": describe.arm_id(run.config), "split": options.split,
-             "data": run.data.content_hash, "trained_with": ", ".join(run.trained_with),
-             "dtype": run.config.experiment.model.dtype,
-             **({"label": run.config.runtime.label} if run.config.runtime.label else {})}
-    facts = fairness(run)
-    with jax.set_mesh(sharding.make_mesh(**run.config.runtime.mesh)), \
-            attention.backend(run.config.runtime.backend):
-        rows = ladder(
-            run.model, run.variables, documents_of(run.config, run.data),
-            train_length=run.config.experiment.data.train_length, max_factor=options.max_factor,
-            fairness=facts, targets=options.targets, seed=options.seed,
-            batch_tokens=options.batch_tokens, unigram=counts, chunk=options.chunk,
-            shuffled_prefix=options.shuffled_prefix, resamples=options.resamples)
-        if config is None:
-            (folder / records.NAME).unlink(missing_ok=True)
-        for row in rows:
-            row["extra"] |= extra
-            records.append(folder / records.NAME, [row])
-            found.append(row)
-    return found
+        train.train(full, data.train_batches(), folder, model=model, code_version=code_version()[0],
+                    measure=during(config, data, model, folder))
 
 
 @contextlib.contextmanager

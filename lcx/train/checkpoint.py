@@ -115,10 +115,10 @@ class Checkpoints:
             raise CheckpointError(f"{self.folder}: the checkpoint of step {step} is not there")
         if jax.process_count() > 1:
             return  # the bytes of one process are not the whole
-        manifest = _read_manifest(self.folder / str(step))
+        manifest = read_manifest(self.folder / str(step))
         host = {name: np.empty(leaf["shape"], jnp.dtype(leaf["dtype"]))  # not onto the devices
                 for name, leaf in manifest["leaves"].items()}
-        _read(self.folder / str(step), manifest, host)
+        read_leaves(self.folder / str(step), manifest, host)
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, Saved] | None:
         """The newest good checkpoint, placed by `abstract`'s shardings (of any mesh), or None.
@@ -184,7 +184,7 @@ def saved(folder: str | os.PathLike) -> Saved:
     """What the newest checkpoint holds beside the arrays. Raises CheckpointError."""
     if not (found := steps(folder)):
         raise CheckpointError(f"{folder}: there is no checkpoint; has the run trained?")
-    return _saved(_read_manifest(Path(folder).absolute() / str(found[-1])))
+    return _saved(read_manifest(Path(folder).absolute() / str(found[-1])))
 
 
 def load_params(folder: str | os.PathLike, abstract: Any, step: int | None = None) -> Any:
@@ -197,18 +197,18 @@ def load_params(folder: str | os.PathLike, abstract: Any, step: int | None = Non
     if step is None:
         raise CheckpointError(f"{folder}: there is no checkpoint; has the run trained?")
     path = Path(folder).absolute() / str(step)
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     target = flat({"params": abstract})
     kept = {n: leaf for n, leaf in manifest["leaves"].items() if n.startswith("params.")}
-    _compare(path, kept, target)
-    return unflat(_read(path, manifest, target), {"params": abstract})["params"]
+    compare(path, kept, target)
+    return unflat(read_leaves(path, manifest, target), {"params": abstract})["params"]
 
 
 def _restore(path: Path, abstract: TrainState) -> tuple[TrainState, Saved]:
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     target = flat(abstract)
-    _compare(path, manifest["leaves"], target)
-    named = _read(path, manifest, target)
+    compare(path, manifest["leaves"], target)
+    named = read_leaves(path, manifest, target)
     return unflat(named, abstract), _saved(manifest)
 
 
@@ -217,7 +217,7 @@ def _saved(manifest: Mapping[str, Any]) -> Saved:
                  tuple(manifest.get("code", ())))
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose files are those that were sealed."""
     if damaged := broken(path):
         raise CheckpointError(f"{path} is not as it was saved: {'; '.join(damaged)}")
@@ -232,7 +232,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return found
 
 
-def _compare(path: Path, kept: Mapping[str, Any], target: Mapping[str, Any]) -> None:
+def compare(path: Path, kept: Mapping[str, Any], target: Mapping[str, Any]) -> None:
     """Raise CheckpointMismatch listing every leaf that differs in name, shape or dtype."""
     wanted = describe(target)
     shown = lambda leaf: f"{leaf['dtype']}{leaf['shape']}"
@@ -252,7 +252,8 @@ def _compare(path: Path, kept: Mapping[str, Any], target: Mapping[str, Any]) -> 
         )
 
 
-def _read(path: Path, manifest: Mapping[str, Any], target: Mapping[str, Any]) -> dict[str, Any]:
+def read_leaves(path: Path, manifest: Mapping[str, Any],
+                target: Mapping[str, Any]) -> dict[str, Any]:
     """The leaves of `target` by dotted path, verified against the manifest."""
     named: dict[str, Any] = {}
     for item, wanted in zip(("params", "optimizer"), _split(target)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ from lcx.train.manifest import batch_id
 from lcx.train.metrics import MetricsFile
 from lcx.train.program import build_program
 from lcx.train.progress import Progress
-from lcx.train.state import TrainState
+from lcx.train.state import Constants, TrainState
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +48,15 @@ class Pending:
 
 
 def train(config: Any, data: DataIterator, run_dir: str | os.PathLike, *,
-          model: nn.Module | None = None, code_version: str = "unknown") -> TrainState:
+          model: nn.Module | None = None, code_version: str = "unknown",
+          measure: Callable[[TrainState, Constants, int, int], None] | None = None) -> TrainState:
     """Train to `config.experiment.train.steps` in `run_dir`, from its newest checkpoint if any.
 
-    Writes metrics.jsonl and checkpoints/, each of which says which code versions trained it.
-    Raises Interrupted (exit code 75) after SIGTERM, having saved; NonFinite on NaN or inf;
-    CheckpointError, CheckpointMismatch, Locked, ConfigError and DataError as they say. Running it
-    again goes on, and ends in the same bits.
+    `measure` is called with (state, constants, step, tokens seen) every experiment.eval.every
+    steps, the last one excepted. Writes metrics.jsonl and checkpoints/, each of which says which
+    code versions trained it. Raises Interrupted (exit code 75) after SIGTERM, having saved;
+    NonFinite on NaN or inf; CheckpointError, CheckpointMismatch, Locked, ConfigError and DataError
+    as they say. Running it again goes on, and ends in the same bits.
     """
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -98,7 +100,7 @@ def train(config: Any, data: DataIterator, run_dir: str | os.PathLike, *,
                 if done.step % runtime.log_every == 0 or done.step in (1, steps):
                     file.append({**row, "time": {"tokens_per_second": rate}})
 
-        pending = None
+        pending, every = None, config.experiment.eval.every if measure else 0
         for step in range(start + 1, steps + 1):
             try:
                 batch = next(data)
@@ -109,9 +111,14 @@ def train(config: Any, data: DataIterator, run_dir: str | os.PathLike, *,
             before, pending = pending, Pending(step, metrics, batch_id(batch), _documents(batch))
             if before is not None:  # the device is at work on this step meanwhile
                 report(before)
-            if step == steps or step % runtime.checkpoint_every == 0 or interrupt.asked:
-                report(pending)  # nothing is saved that was not looked at
+            due = every and step % every == 0 and step < steps
+            save = step == steps or step % runtime.checkpoint_every == 0 or interrupt.asked
+            if due or save:
+                report(pending)  # nothing is saved or measured that was not looked at
                 pending = None
+            if due:
+                measure(state, constants, step, tokens)
+            if save:
                 checkpoints.save(step, state, data.get_state(), tokens, code)
             if interrupt.asked:  # even after the last step: what follows is not for this process
                 checkpoints.finish(step)

@@ -1,0 +1,103 @@
+"""The length ladder over a run: at its end, under test-time overrides, and while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from lcx import data as data_library
+from lcx import sharding
+from lcx.config import code_version, load
+from lcx.eval.ladder import ladder
+from lcx.ops.attention import api as attention
+from lcx.study import describe, records
+from lcx.study.preflight import documents_of, variants
+from lcx.study.restore import Run, config_file, fairness, open_run
+from lcx.train.state import Constants, TrainState
+
+DURING = "during.jsonl"  # rows of the ladders during training; reports read rows.jsonl
+
+
+def evaluate_all(folder: str | Path) -> list[dict[str, Any]]:
+    """A run's ladder, and one more under each of its experiment.eval.overrides; all of its rows."""
+    folder, seen = Path(folder), []
+    rows = evaluate(folder, seen=seen)
+    for variant in variants(load(config_file(folder))):
+        rows += evaluate(folder, variant, seen)
+    return rows
+
+
+def evaluate(folder: str | Path, config: ConfigDict | None = None,
+             seen: list[Run] | None = None) -> list[dict[str, Any]]:
+    """Walk the length ladder with a run's last checkpoint, and write its rows.
+
+    With `config` (the run's own under overrides) rows are added; without, they replace those of
+    an evaluation that did not come to its end. `seen` gathers what other evaluations in this
+    process need not compile again.
+    """
+    folder = Path(folder)
+    run, found = open_run(folder, config, seen or ()), []
+    if seen is not None:
+        seen.append(run.program())
+    rows = _walk(run, fairness(run))
+    if config is None:
+        (folder / records.NAME).unlink(missing_ok=True)
+    for row in rows:
+        records.append(folder / records.NAME, [row])
+        found.append(row)
+    return found
+
+
+def during(config: ConfigDict, data: data_library.Data, model: Any, folder: Path
+           ) -> Callable[[TrainState, Constants, int, int], None]:
+    """What training calls every experiment.eval.every steps: the ladder, into during.jsonl.
+
+    Its rows say their checkpoint_step and train_tokens, so that the gap against tokens seen is a
+    curve. A step that is reached again after a kill is measured again, and counts once when read.
+    """
+    def measure(state: TrainState, constants: Constants, step: int, tokens: int) -> None:
+        run = Run(folder, config, data, model,
+                  {"params": state.params, **constants.variables}, step, (code_version()[0],))
+        facts = {**fairness(run), "train_tokens": tokens}
+        records.append(folder / DURING, list(_walk(run, facts)))
+
+    return measure
+
+
+def _walk(run: Run, facts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    options = run.config.experiment.eval
+    counts = np.zeros(run.model.vocab_size, np.int64)
+    known = run.data.splits["train"].counts
+    counts[:len(known)] = known
+    extra = _extra(run)
+    with jax.set_mesh(sharding.make_mesh(**run.config.runtime.mesh)), \
+            attention.backend(run.config.runtime.backend):
+        for row in ladder(
+                run.model, run.variables, documents_of(run.config, run.data),
+                train_length=run.config.experiment.data.train_length,
+                max_factor=options.max_factor, fairness=facts, targets=options.targets,
+                seed=options.seed, batch_tokens=options.batch_tokens, unigram=counts,
+                chunk=options.chunk, shuffled_prefix=options.shuffled_prefix,
+                resamples=options.resamples):
+            row["extra"] |= extra
+            yield row
+
+
+def _extra(run: Run) -> dict[str, Any]:
+    """What else a row says: its arm, its data, the code that trained, and what an override did."""
+    own, config = load(config_file(run.folder)), run.config
+    changes = describe.changes(own, config)
+    label = [config.runtime.label, describe.test_time(own, config)]
+    found = {"arm": describe.arm_id(config), "split": config.experiment.eval.split,
+             "data": run.data.content_hash, "trained_with": ", ".join(run.trained_with),
+             "dtype": config.experiment.model.dtype,
+             "label": " ".join(part for part in label if part),
+             "override": changes, "dropped": list(run.dropped),
+             "initialised": list(run.initialised)}
+    kept = ("arm", "split", "data", "trained_with", "dtype")
+    return {name: value for name, value in found.items() if value or name in kept}
