@@ -11,6 +11,7 @@ import pytest
 from lcx import lanes as L
 from lcx import lookup, mixers, positions
 from lcx.mixers import matrix
+from lcx.positions import listing
 
 WIDTH, LENGTH, TRAIN_LENGTH, BATCH = 32, 24, 16, 2
 DOCUMENTS = ((0, 9), (9, 20), (20, 24))  # the packed row
@@ -61,22 +62,30 @@ def _first(package: str, spec: dict) -> bool:
 
 
 def _everyday(position, mixer) -> bool:
-    """One scheme of each structural class with every mixer, and every scheme with two."""
+    """One scheme of each kind of lanes with every mixer, and every scheme with two."""
     first_mixer = _first(mixers.PACKAGE, mixer)
-    if isinstance(position, list) or not _first(positions.PACKAGE, position):
+    if isinstance(position, list):
         return first_mixer and mixer["name"] == "attention"
+    if not _first(positions.PACKAGE, position):
+        return False
     if not first_mixer:
         return position["name"] == "rope"
     return represents(position) or mixer["name"] in ("attention", "linear_attention")
 
 
 def represents(position) -> bool:
-    """Whether a scheme stands for its structural class: the one with the shortest name."""
+    """Whether a scheme stands for all that speak in the same lanes: the one with the shortest
+    name, in its first example."""
     if isinstance(position, list) or not _first(positions.PACKAGE, position):
         return False
-    kind = lambda name: lookup.find(positions.PACKAGE, name).structure
-    alike = [n for n in lookup.names(positions.PACKAGE) if kind(n) == kind(position["name"])]
-    return position["name"] == min(alike, key=lambda name: (len(name), name))
+    return position["name"] in _representatives()
+
+
+@functools.cache
+def _representatives() -> set[str]:
+    kinds = {name: tuple(listing.record(name)["lanes"]) for name in lookup.names(positions.PACKAGE)}
+    return {min((n for n in kinds if kinds[n] == kind), key=lambda n: (len(n), n))
+            for kind in kinds.values()}
 
 
 def record(position, mixer) -> dict:
@@ -139,13 +148,14 @@ def inputs(seed: int = 0):
     return jax.random.normal(jax.random.key(seed), (BATCH, LENGTH, WIDTH))
 
 
-def variables(block: Block, seq: L.Sequence):
+def variables(block: Block, seq: L.Sequence, x=None):
     """Variables drawn at random, so that no zero table or gate hides a lane.
 
     Only the numbers of the schemes are computed: running the initialisers op by op would take
     most of the suite's time.
     """
-    init = lambda: nn.unbox(block.init(jax.random.key(1), inputs(), seq))
+    x = inputs() if x is None else x
+    init = lambda: nn.unbox(block.init(jax.random.key(1), x, seq))
     shapes = jax.eval_shape(init)
     random = np.random.default_rng(2)
 
