@@ -97,7 +97,7 @@ def test_killed_and_rerun_it_ends_as_the_uninterrupted_one(tmp_path):
             process = start(configs["killed"], log)
             # Not sooner than a worker needs to start, or nothing would ever be interrupted.
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(draw.uniform(2.0, max(8.0, whole / 2)))
+                process.wait(draw.uniform(2.0, max(8.0, whole / 5)))
             if process.poll() is not None:  # done before the twentieth: once more from the start
                 assert process.returncode == 0, (tmp_path / "log").read_text()
                 check(outcome(tmp_path / "killed/runs/tiny"), want)
