@@ -107,7 +107,7 @@ def test_the_same_weights_under_another_scheme(run, folder):
     evaluate_member(folder, ["experiment.model.position=no_pe"])
     arms = set(lcx.rows(folder)["arm"])
     own = run.rows()["mixer"][0]
-    assert arms == {f"rope, {own}", f"no_pe, {own}, trained as rope"}
+    assert arms == {f"rope, {own}", f"no_pe, {own}, over rope"}
 
 
 @pytest.mark.parametrize(("call", "error", "message"), [

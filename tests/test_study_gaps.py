@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 
+import lcx
 from lcx.eval.statistics import t_interval
+from lcx.study import records
 from lcx.study.arms import Arm
 from lcx.study.caveats import warn
 from lcx.study.distinct import distinguish, final
@@ -106,15 +108,33 @@ def test_only_the_last_checkpoint_is_compared():
     assert tokens.plots(final(rows)) == []
 
 
+def test_rows_of_ladders_during_training_are_read_for_the_report_alone(tmp_path):
+    rows = at_steps({100: 1.0, 200: 0.25})
+    early = [row for row in rows if row["checkpoint_step"] == 100]
+    last = [row for row in rows if row["checkpoint_step"] == 200]
+    folder = tmp_path / rows[0]["run"]
+    records.append(folder / "during.jsonl", early + [{**row, "value": 9.0} for row in last])
+    records.append(folder / "rows.jsonl", last)
+    assert records.read(tmp_path) == last
+    assert records.read(tmp_path, during=True) == early + last  # the ladder at the end counts
+    assert lcx.rows(tmp_path)["checkpoint_step"].tolist() == [200] * 3
+
+
 def test_a_test_time_scheme_is_an_arm_of_its_own():
     trained = make("rope", "attention", 0, 128)
     native = make("yarn(factor=8.0)", "attention", 0, 128, extra={"arm": "yarn"})
     override = {**trained, "position": "yarn(factor=8.0)", "config_hash": "other",
                 "extra": {**trained["extra"], "arm": "yarn"}}
     labels = [row["extra"].get("label", "") for row in distinguish([trained, native, override])]
-    assert labels == ["", "", "trained as rope"]
-    longer = {**trained, "config_hash": "third", "extra": {**trained["extra"], "arm": "longer"}}
-    assert distinguish([trained, longer])[1]["extra"]["label"] == "overridden at test"
+    assert labels == ["", "", "over rope"]
+    longer = {**trained, "config_hash": "third", "extra": {
+        **trained["extra"], "arm": "longer", "override": {"experiment.eval.max_factor": 32}}}
+    assert distinguish([trained, longer])[1]["extra"]["label"] == "max_factor=32"
+    named = {**override, "extra": {**override["extra"], "label": "over rope", "override": {
+        "experiment.model.position": {"name": "yarn", "factor": 8.0}}, "initialised": ["w"]}}
+    assert distinguish([trained, named])[1]["extra"]["label"] == "over rope"
+    assert "no training has touched: yarn(factor=8.0), attention, over rope" in " ".join(
+        warn([named]))
 
 
 def test_figures_that_compare_need_something_to_compare():

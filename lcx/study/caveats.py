@@ -49,6 +49,10 @@ def warn(rows: Sequence[Row], members: Sequence[Mapping[str, Any]] = ()) -> list
         found.append("These arms saw different numbers of training tokens, and more training can "
                      "help or hurt beyond the train length: " + "; ".join(
                          f"{arm.label()}: {told[arm]}" for arm in sorted(told)) + ".")
+    untrained = {arm_of(row).label() for row in rows if (row["extra"] or {}).get("initialised")}
+    if untrained:
+        found.append("A test-time scheme brought parameters that no training has touched: "
+                     f"{'; '.join(sorted(untrained))}.")
     targets = {(row["extra"] or {}).get("targets") for row in rows if row["metric"] == "bpb"}
     if len(targets) > 1:
         found.append("These arms were scored on different target tokens: compare their gaps, not "

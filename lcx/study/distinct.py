@@ -52,13 +52,16 @@ def _hash(row: Row) -> str:
 
 
 def _test_time(row: Row, trained: Row | None) -> str:
-    """What a row's label says of its training where it was tested under another config."""
+    """What a row's label must still say where it was tested under another config: "over rope"."""
     if row["run"] == row["config_hash"]:
         return ""
-    if trained is None:
-        return "overridden at test"
-    told = [trained[key] for key in ("position", "mixer") if trained[key] != row[key]]
-    return f"trained as {', '.join(told)}" if told else "overridden at test"
+    changed = (row["extra"] or {}).get("override")
+    if changed is not None:  # an evaluation labels what it changes of the model by itself
+        return " ".join(f"{path.rsplit('.', 1)[-1]}={value}" for path, value in changed.items()
+                        if not path.startswith("experiment.model."))
+    told = [f"over {trained[key]}" for key in ("position", "mixer")
+            if trained is not None and trained[key] != row[key]]
+    return " ".join(told) or "overridden at test"
 
 
 def _noted(row: Row, note: str) -> Row:

@@ -15,6 +15,7 @@ from lcx.eval.rows import FIELDS
 
 log = logging.getLogger("lcx.study")
 NAME = "rows.jsonl"
+DURING = "during.jsonl"  # the rows of ladders during training
 
 
 def append(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -42,15 +43,18 @@ def append(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
                         "free space or choose another --config.runtime.out") from error
 
 
-def read(path: str | Path) -> list[dict[str, Any]]:
+def read(path: str | Path, *, during: bool = False) -> list[dict[str, Any]]:
     """The rows of a file, or of all rows.jsonl under a folder, in the order of their paths.
 
-    A row measured twice (`lcx eval` run again) counts once, the last time. Lines that are not
-    whole are passed over with a warning that names file and line. Raises DataError where nothing
-    was ever written.
+    `during`: also those of ladders during training, which say their checkpoint_step. A row measured
+    twice (`lcx eval` run again) counts once, the last time. Lines that are not whole are passed
+    over with a warning that names file and line. Raises DataError where nothing was ever written.
     """
     path = Path(path)
-    files = [path] if path.is_file() else sorted(path.rglob(NAME))
+    names = (NAME, DURING) if during else (NAME,)
+    files = [path] if path.is_file() else sorted(  # rows.jsonl last: it has the final word
+        (file for name in names for file in path.rglob(name)),
+        key=lambda file: (file.parent, names.index(file.name) == 0))
     if not files:
         raise DataError(f"no {NAME} under {path}; train and evaluate first: "
                         "lcx sweep CONFIG, or lcx train CONFIG")

@@ -34,7 +34,7 @@ def report(folder: str | Path, *, out: str | Path | None = None,
     come from several versions of the code (which `mix_versions` turns into a warning).
     """
     folder = Path(folder)
-    rows = distinguish(records.read(folder))
+    rows = distinguish(records.read(folder, during=True))
     if not mix_versions:
         caveats.refuse_mixed(rows, folder)
     figures.matplotlib_or_hint()
@@ -68,7 +68,7 @@ def _versions(rows: Sequence[Row]) -> str:
 
 def _configs(folder: Path) -> dict[str, dict[str, Any]]:
     return {path.parent.name: _read_json(path) for path in sorted(folder.rglob("config.json"))
-            if (path.parent / records.NAME).is_file()}
+            if any((path.parent / name).is_file() for name in (records.NAME, records.DURING))}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -33,7 +33,12 @@ def _arm(arm: Arm, rows: Sequence[Row], configs, flat, varying) -> str:
              ("code", ", ".join(dict.fromkeys(version_of(row) for row in rows)))]
     hashes = {row["config_hash"] for row in rows} - set(runs)
     if hashes:
-        pairs.append(("tested under", f"another config than trained with: {', '.join(hashes)}"))
+        pairs.append(("tested under", "another config than trained with: "
+                      + ", ".join(sorted(hashes))))
+    for key in ("override", "dropped", "initialised"):
+        told = dict.fromkeys(json.dumps(extra[key]) for row in rows
+                             if (extra := row["extra"] or {}).get(key))
+        pairs += [(key, "; ".join(told))] if told else []
     if own:
         pairs.append(("set apart by", "; ".join(f"{key} = {json.dumps(value)}"
                                                 for key, value in own.items())))
