@@ -88,6 +88,13 @@ def step_matrix(lanes: L.Lanes, seq: _Seq, b: int, head: int, heads: int, t: int
     raise AssertionError(f"no oracle for {transport}")
 
 
+def value_step(lanes: L.Lanes, seq: _Seq, b: int, t: int, size: int) -> np.ndarray:
+    """How the values that a memory holds are turned when token t arrives."""
+    if not isinstance(lanes.value, L.ValueRotation):
+        return np.eye(size)
+    return step_matrix(L.Lanes(lanes.value.rotation), seq, b, 0, 1, t, size)
+
+
 def _gain(lanes: L.Lanes, size: int) -> np.ndarray:
     gain, rotation = np.ones(size), lanes.transport
     if isinstance(rotation, L.Piecewise):
@@ -179,24 +186,50 @@ def softmax(inner, lanes, seq):
     batch, length, heads, _ = query.shape
     out = np.zeros((batch, length, heads, value.shape[-1]))
     for b in range(batch):
-        mask, rows = allowed(inner, seq, b), np.zeros((heads, length, length))
-        for h in range(heads):
-            logits = pair_weights(inner, lanes, seq, b, h, heads) * inner["scale"]
-            if lanes.temperature is not None:
-                factor = _row(lanes.temperature.factor, b)
-                logits = logits * factor[:, min(h, factor.shape[1] - 1)][:, None]
-            logits = np.where(mask, logits + bias(inner, lanes, seq, b, h, heads), -np.inf)
-            rows[h] = logits
-        if lanes.logits is not None:
-            terms = np.stack([np.where(mask, bias(inner, lanes, seq, b, h, heads), 0.0)
-                              for h in range(heads)])
-            rows = np.asarray(lanes.logits.function(lanes.logits.params, rows[None], terms[None],
-                                                    mask[None]))[0]
-            rows = np.where(mask, rows, -np.inf)
+        rows = _logits(inner, lanes, seq, b)
         for h in range(heads):
             weights = np.exp(rows[h] - rows[h].max(1, keepdims=True))
             weights /= weights.sum(1, keepdims=True)
             out[b, :, h] = _read(weights, value[b, :, h * value.shape[2] // heads], lanes, seq, b)
+    return out
+
+
+def _logits(inner, lanes, seq, b) -> np.ndarray:
+    """What a normaliser acts on: [H,T,T], -inf where a pair may not meet."""
+    heads = inner["query"].shape[2]
+    mask, rows = allowed(inner, seq, b), []
+    for h in range(heads):
+        logits = pair_weights(inner, lanes, seq, b, h, heads) * inner["scale"]
+        if lanes.temperature is not None:
+            factor = _row(lanes.temperature.factor, b)
+            logits = logits * factor[:, min(h, factor.shape[1] - 1)][:, None]
+        rows.append(np.where(mask, logits + bias(inner, lanes, seq, b, h, heads), -np.inf))
+    rows = np.stack(rows)
+    if lanes.logits is not None:
+        terms = np.stack([np.where(mask, bias(inner, lanes, seq, b, h, heads), 0.0)
+                          for h in range(heads)])
+        rows = np.asarray(lanes.logits.function(lanes.logits.params, rows[None], terms[None],
+                                                mask[None]))[0]
+    return np.where(mask, rows, -np.inf)
+
+
+def stick(inner, lanes, seq):
+    """Key j takes sigmoid(z_ij) of what the keys between it and the query left of a unit."""
+    query, value = inner["query"], inner["value"]
+    batch, length, heads, _ = query.shape
+    out = np.zeros((batch, length, heads, value.shape[-1]))
+    for b in range(batch):
+        rows = _logits(inner, lanes, seq, b)
+        for h in range(heads):
+            weights, own = np.zeros((length, length)), value[b, :, h * value.shape[2] // heads]
+            for i in range(length):
+                left = 1.0
+                for j in range(i - 1, -1, -1):
+                    share = 1 / (1 + np.exp(-rows[h, i, j]))  # 0 where they may not meet
+                    weights[i, j], left = left * share, left * (1 - share)
+                if inner["remainder"]:
+                    out[b, i, h] = left * own[i]
+            out[b, :, h] += _read(weights, own, lanes, seq, b)
     return out
 
 
@@ -267,6 +300,7 @@ def delta(inner, lanes, seq):
                     memory = np.zeros_like(memory)
                 scale = np.exp(decay[b, t, h] + _increment(lanes, b, t, h))
                 memory = scale * step_matrix(lanes, seq, b, h, heads, t, size) @ memory
+                memory = memory @ value_step(lanes, seq, b, t, value.shape[-1]).T
                 k, v = key[b, t, h], value[b, t, h]
                 memory = memory + beta[b, t, h] * np.outer(k, v - memory.T @ k)
                 out[b, t, h] = (query[b, t, h] * gain) @ memory
@@ -277,11 +311,12 @@ def diagonal(inner, lanes, seq):
     log_decay, value = inner["log_decay"], inner["value"]
     batch, length, heads, size = value.shape
     out = np.zeros_like(value)
-    toeplitz = L.Lanes(bias=tuple(x for x in lanes.bias if isinstance(x, L.Toeplitz)))
+    static = [x for x in lanes.bias if isinstance(x, (L.Toeplitz, L.Rowwise))]
+    static = L.Lanes(bias=tuple(static))
     steps = lanes.replace(bias=tuple(x for x in lanes.bias if isinstance(x, L.Separable)))
     for b in range(batch):
         for h in range(heads):
-            extra = bias(inner, toeplitz, seq, b, h, heads)
+            extra = bias(inner, static, seq, b, h, heads)
             for j in range(length):  # each write on its own, so that a static bias can weigh it
                 state = value[b, j, h]
                 out[b, j, h] += np.exp(extra[j, j]) * state
@@ -289,7 +324,8 @@ def diagonal(inner, lanes, seq):
                     if _reset(seq, b, t):
                         break
                     gate = np.exp(log_decay[b, t, h] + _increment(steps, b, t, h))
-                    state = gate * (step_matrix(steps, seq, b, h, heads, t, size) @ state)
+                    turn = value_step(lanes, seq, b, t, size)
+                    state = gate * (step_matrix(steps, seq, b, h, heads, t, size) @ turn @ state)
                     out[b, t, h] += np.exp(extra[t, j]) * state
     return out
 
@@ -316,5 +352,5 @@ def nonlinear(inner, lanes, seq):
     return out
 
 
-FAMILIES = dict(softmax=softmax, linear=linear, delta=delta, diagonal=diagonal,
+FAMILIES = dict(softmax=softmax, stick=stick, linear=linear, delta=delta, diagonal=diagonal,
                 nonlinear=nonlinear)

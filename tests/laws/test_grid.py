@@ -16,6 +16,7 @@ LANES = (L.Rotation, L.ContentRotation, L.Diagonal, L.FeatureMap, L.Householder,
 # family -> lane -> code of the refusal. A lane that is not named has a meaning.
 REFUSED = {
     "softmax": {},
+    "stick": {},
     "linear": {"LogitMap": "R11"},
     "delta": {"Piecewise": "R3", "EventuallyConstant": "R3", "Toeplitz": "R3", "Rowwise": "R3",
               "Pairwise": "R3", "FeatureMap": "R3", "ValueTable": "R3", "LogitMap": "R11"},
