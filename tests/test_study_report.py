@@ -15,6 +15,7 @@ from lcx.study.arms import Arm, curves
 from lcx.study.caveats import warn
 from lcx.study.distinct import distinguish
 from lcx.study.figures import styles
+from lcx.study.page import summary
 from lcx.study.report import report
 from lcx.study.tables import by_length, fairness, text
 
@@ -174,6 +175,18 @@ def test_every_arm_looks_different():
     names = [Arm(mixer, f"p{i}") for mixer in ("attention", "rglru", "lstm") for i in range(20)]
     looks = styles(names)
     assert len({tuple(map(str, look.values())) for look in looks.values()}) == len(names)
+
+
+def test_the_summary_names_who_holds_up_and_who_rises_most():
+    rows = study(mixers=("attention",))
+    text_of = summary(rows)
+    assert "Trained at length 128 and tested with up to 1024" in text_of
+    assert "1 of 4 arms hold up" in text_of and "alibi, attention (2.54 bits per byte)" in text_of
+    assert "sinusoidal, attention rises most: by 3.57, to 6.20." in text_of
+    worse = [row for row in rows if row["position"] != "alibi"]
+    assert "no arm is sure to hold up" in summary(worse)
+    inside = [row for row in rows if row["length"] <= 128]
+    assert summary(inside) == "No length beyond the train length was measured yet."
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from lcx.study.figures import Figure
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto;
-  max-width: 62rem; padding: 1rem; overflow-wrap: break-word; }
+  max-width: 66rem; padding: 1rem; overflow-wrap: break-word; }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: .5rem 0; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 nav { font-size: .85rem; } nav a { margin-right: .9rem; display: inline-block; }
@@ -33,9 +33,9 @@ th.stick, td.stick { position: sticky; left: 0; background: #fff; }
 thead th { border-bottom: 2px solid #888; vertical-align: bottom; }
 tbody tr:nth-child(even) td { background: #f6f6f6; }
 th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid #0072B2; }
-th button::after { content: " \\2195"; color: #999; }
-th[aria-sort=ascending] button::after { content: " \\2191"; color: #000; }
-th[aria-sort=descending] button::after { content: " \\2193"; color: #000; }
+th button::after { content: "\\00a0\\2195"; color: #999; }
+th[aria-sort=ascending] button::after { content: "\\00a0\\2191"; color: #000; }
+th[aria-sort=descending] button::after { content: "\\00a0\\2193"; color: #000; }
 code, pre { font-size: .85rem; } pre { white-space: pre-wrap; background: #f6f6f6;
   padding: .6rem; border-radius: 4px; }
 summary { cursor: pointer; padding: .2rem 0; } details { margin: .2rem 0; }
@@ -43,7 +43,7 @@ details details { margin-left: 1rem; }
 :target > td, tr:target > td { background: #fff3c4 !important; }
 .warn { border-left: 4px solid #D55E00; background: #fdf1ea; padding: .5rem .8rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem .8rem; font-size: .9rem; }
-dt { font-weight: 600; } dd { margin: 0; }
+dt { font-weight: 600; } dd { margin: 0; min-width: 0; overflow-wrap: anywhere; }
 @media (max-width: 30rem) { body { padding: .6rem; }
   th:not([aria-sort]) button::after { content: ""; } th, td { padding: .3rem .4rem; }
   td.stick { white-space: normal; min-width: 5.5rem; } dl { grid-template-columns: 1fr; }

@@ -8,11 +8,12 @@ from typing import Any
 
 from lcx.eval.lengths import STABLE_WITHIN
 from lcx.study import markup, sections, tables
-from lcx.study.arms import Row, baseline, train_lengths
+from lcx.study.arms import Row, baseline, curves, train_lengths
 from lcx.study.distinct import final
 from lcx.study.figures import Figure
 from lcx.study.gaps import longest, rises
 
+NAMED = 4  # arms that the summary lists
 TERMS = (
     ("bits per byte", "how many bits the model needs per byte of text: lower is better. A model "
      "that knows nothing needs 8"),
@@ -75,25 +76,30 @@ def page(title: str, rows: Sequence[Row], figures: Sequence[Figure], *, stamp: s
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """The answer in two sentences, from the rows alone."""
+    """The answer in a few sentences, from the rows alone."""
     context = longest(rows)
     gaps = [gap for gap in rises(rows) if gap.estimate is not None]
     if not gaps or context <= min(train_lengths(rows), default=0):
         return "No length beyond the train length was measured yet."
-    bpb = {(tables.arm_of(row), row["seed"]): row["value"] for row in rows
-           if row["metric"] == "bpb" and row["method"] == "same_target"
-           and row["length"] == context}
+    bpb = {arm: points[-1].estimate for arm, points in curves(rows, "bpb").items()}
+    limit = lambda gap: gap.estimate.value if gap.estimate.high is None else gap.estimate.high
+    told = [f"{gap.arm.label()} ({bpb[gap.arm].value:.2f} bits per byte)"
+            for gap in gaps if limit(gap) <= STABLE_WITHIN]
     trained = ", ".join(str(length) for length in train_lengths(rows))
-    told = []
-    for gap, word in zip((gaps[0], gaps[-1]), ("best", "worst")):
-        values = [value for (arm, _), value in bpb.items() if arm == gap.arm]
-        told.append(f"{gap.arm.label()} holds up {word}, with {sum(values) / len(values):.2f} bits "
-                    f"per byte ({gap.estimate.value:+.2f} against a context of {gap.against})")
-    text = (f"Trained at length {trained} and tested with up to {context} tokens of context. "
-            f"At {context}, {'; '.join(told[:len(gaps)])}.")
+    text = f"Trained at length {trained} and tested with up to {context} tokens of context. "
+    if told:
+        more = f" and {len(told) - NAMED} more" if told[NAMED:] else ""
+        text += (f"At {context}, {len(told)} of {len(gaps)} arms hold up, their rise at most "
+                 f"{STABLE_WITHIN} with 95% confidence: {', '.join(told[:NAMED])}{more}. ")
+    else:
+        text += f"At {context}, no arm is sure to hold up (rise at most {STABLE_WITHIN}). "
+    worst = gaps[-1]
+    if limit(worst) > STABLE_WITHIN:
+        text += (f"{worst.arm.label()} rises most: by {worst.estimate.value:.2f}, to "
+                 f"{bpb[worst.arm].value:.2f}. ")
     if (row := baseline(rows)) is not None:
-        text += f" A unigram model, which knows no context, scores {row['value']:.2f}."
-    return text
+        text += f"A unigram model, which knows no context, scores {row['value']:.2f}."
+    return text.strip()
 
 
 def write(path: Path, text: str) -> Path:
