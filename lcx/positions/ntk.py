@@ -23,6 +23,8 @@ class Ntk(Rope):
     examples: ClassVar[tuple[dict, ...]] = ({},)
 
     def ladder(self) -> np.ndarray:
+        if self.factor <= 0:
+            raise ConfigError(f"ntk stretches wavelengths by a factor above 0, not {self.factor}")
         return ladder(self.base * self.factor ** exponent(self.width), self.width)
 
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from lcx.errors import ConfigError
 from lcx.positions.rope import Rope
 
 
@@ -21,4 +22,6 @@ class Pi(Rope):
     examples: ClassVar[tuple[dict, ...]] = ({},)
 
     def ladder(self) -> np.ndarray:
+        if self.factor <= 0:
+            raise ConfigError(f"pi divides ids by a factor above 0, not {self.factor}")
         return super().ladder() / self.factor

@@ -18,7 +18,8 @@ class Rerope(Rope):
     A near piece turns as usual; a far piece compares R_window q_i with the key as it is. It needs
     no training: put it on a RoPE checkpoint, best with log_n beside it. window: train_length/2 if
     None; a quarter to a half is good, the whole train_length is not.
-    Schemes with another far piece override `far`; without a causal mask the future mirrors it.
+    Schemes with other pieces override `near` and `far`; the future mirrors the past where there is
+    no causal mask.
     """
 
     window: int | None = None
@@ -39,13 +40,17 @@ class Rerope(Rope):
         """What the id maps read."""
         return {"window": self.number("window")}
 
+    def near(self) -> tuple:
+        """Id maps of query and key in the near piece."""
+        return same, same
+
     def far(self) -> tuple:
         """Id maps of query and key in the far piece; distances are their difference."""
         return at_window, at_zero
 
     @nn.compact
     def lanes(self, x, seq: Sequence, carry: Any) -> tuple[Lanes, Any]:
-        pieces, select = ((same, same), self.far()), far_past
+        pieces, select = (self.near(), self.far()), far_past
         if not self.site.causal:
             pieces, select = (*pieces, self.far()[::-1]), far_past_or_future
         return Lanes(Piecewise(self.rotation(seq), self.params(), select, pieces)), carry

@@ -20,14 +20,14 @@ from tests.test_positions import (
 
 
 def relative_ids(spec, query_ids, key_ids, **where):
-    """What the pairs (i, j) are turned by, read off the lane value [T,S]."""
+    """What the pairs (i, j) are turned by, read off the lane value, in ids [T,S]."""
     transport = speak(spec, L.sequence(1, 1), **where)[0].transport
     query, key = (jnp.asarray(a, jnp.float32) for a in (query_ids, key_ids))
     piece = np.asarray(transport.select(transport.params, query[:, None], key[None]))
     maps = [np.subtract.outer(np.asarray(q(transport.params, query)),
                               np.asarray(k(transport.params, key)))
             for q, k in transport.pieces]
-    return np.choose(piece, maps)
+    return np.choose(piece, maps) / np.asarray(transport.params.get("near", 1.0))
 
 
 def dual_chunk(i, j, chunk, local):
@@ -40,6 +40,8 @@ def dual_chunk(i, j, chunk, local):
 TWINS = {  # spec -> distance of i and j <= i, from the formulas
     "leaky": (dict(name="leaky_rerope", window=4, leak=2.5),
               lambda i, j: i - j if i - j < 4 else 4 + (i - j - 4) / 2.5),
+    "leaky_irrational": (dict(name="leaky_rerope", window=4, leak=2.7182818),
+                         lambda i, j: i - j if i - j < 4 else 4 + (i - j - 4) / 2.7182818),
     "inverse": (dict(name="leaky_rerope", window=3, leak=0.25),
                 lambda i, j: i - j if i - j < 3 else 3 + (i - j - 3) * 4),
     "self_extend": (dict(name="self_extend", window=5, group=3),
@@ -61,7 +63,8 @@ def test_distances_and_logits_against_a_twin(name, x64):
     np.testing.assert_allclose(np.where(below(length), found, 0), wanted, atol=1e-5)
     q, k, _ = vectors(length, kv_heads=2)
     got, _ = logits(spec, q, k, L.sequence(1, length))
-    same(got, turned(q, k, wanted[..., None] * theta(8)) / np.sqrt(8), 1e-9)
+    same(got, turned(q, k, wanted[..., None] * theta(8)) / np.sqrt(8),
+         1e-6 if name == "leaky_irrational" else 1e-9)  # numbers are float32
 
 
 def test_goldens():
@@ -135,7 +138,9 @@ def test_amplitudes():
     (dict(name="leaky_rerope", leak=0.0), "a leak above 0"),
     (dict(name="self_extend", group=0), "at least one token, not 0"),
     (dict(name="shifted_rope", window=4, local=5), "0 to window 4, not 5"),
-    (dict(name="dca", chunk=4, local=4), "not local 4 of chunk 4")], ids=str)
+    (dict(name="dca", chunk=4, local=4), "not local 4 of chunk 4"),
+    (dict(name="pi", factor=0.0), "above 0, not 0"),
+    (dict(name="ntk", factor=-1.0), "above 0, not -1")], ids=str)
 def test_bad_options_raise(spec, words):
     with pytest.raises(ConfigError, match=words):
         speak(spec, L.sequence(1, 2))
@@ -151,3 +156,17 @@ def test_a_stack_is_relative_for_shifts_that_all_its_parts_allow():
     assert make(extended).relative == 4 and make([extended, "log_n"]).relative == 4
     assert make(["randomized", dict(name="dca", chunk=9, local=3), extended]).relative == 12
     assert make(["rope", "log_n"]).relative and not make(["learned", "rope"]).relative
+
+
+@pytest.mark.parametrize("leak", [16.0, 3.0, 2.5, 1 / 3, 1 / 16])
+def test_leaky_distances_are_exact_at_the_millionth_token(leak):
+    spec = dict(name="leaky_rerope", window=512, leak=leak)
+    transport = speak(spec, L.sequence(1, 1), dim=64)[0].transport
+    near, keys = 2**20 - 1 - np.arange(512), np.arange(0, 2**20 - 512, 4099)
+    for piece, key, distance in ((0, near, np.arange(512.0)),
+                                 (1, keys, 512 + (2**20 - 1 - keys - 512) / leak)):
+        turn = lambda one, ids: np.asarray(L.phase(transport.rotation, one(
+            transport.params, jnp.asarray(ids, jnp.float32)[None, :, None])), np.float64)[0]
+        query_map, key_map = transport.pieces[piece]
+        off = turn(query_map, [2**20 - 1.0]) - turn(key_map, key) - distance[:, None] * theta(64)
+        assert np.abs(off - 2 * np.pi * np.round(off / (2 * np.pi))).max() < 1e-5
