@@ -67,3 +67,20 @@ def test_ss_max_of_an_even_slope_is_log_n(x64):
     got, _ = logits(spec, q, k, L.sequence(1, 12))
     seen = np.isfinite(wanted)
     np.testing.assert_allclose(got[seen], wanted[seen], rtol=1e-6)
+
+
+def test_length_temperature_follows_the_length_told(x64):
+    told = lambda length, **options: factor(
+        dict(name="length_temperature", **options), L.sequence(1, 3, told_length=length),
+        train_length=4096)
+    for scale, gain in ((4, 1.29648), (8, 1.45913), (16, 1.63139), (32, 1.81326)):  # YaRN's g^2
+        np.testing.assert_allclose(told(4096 * scale), np.full((1, 3, 1), gain), rtol=1e-5)
+    assert (told(4096) == 1).all() and (told(7) == 1).all()
+    np.testing.assert_allclose(told(8192, gain=0.412, power=1.0), 1 + 0.412 * np.log(2))
+    q, k, _ = vectors(20)
+    stacked, _ = logits([dict(name="dca", chunk=9, local=2), dict(
+        name="length_temperature", gain=0.05)], q, k, L.sequence(1, 20), train_length=8)
+    own, _ = logits(dict(name="dca", chunk=9, local=2, gain=0.05), q, k, L.sequence(1, 20),
+                    train_length=8)
+    seen = np.isfinite(own)
+    np.testing.assert_allclose(stacked[seen], own[seen], rtol=1e-9)
