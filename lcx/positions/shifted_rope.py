@@ -12,15 +12,14 @@ from lcx.positions.rerope import Rerope
 
 
 class ShiftedRope(Rerope):
-    """STRING (arXiv:2410.18745) on a RoPE checkpoint, without training: distances d >= window
-    become d - window + local.
+    """STRING (arXiv:2410.18745): distances d >= window become d - window + local.
 
-    Large distances are rare in training, so they are replaced by those that are frequent, and
-    a gap of `local` keeps the nearest tokens apart. window: 0.33 train_length if None (0.25 to
-    0.4 of the length tested); local: 128 (to 512), at most half of the window if None. The
-    authors' code sets attention_factor 0.1 ln 2 + 1 on cos and sin. Checked against HKUNLP/STRING;
-    its prefill counts the key at d = window twice, its decode and this once. (Another STRING,
-    separable translation-invariant encodings, shares only the name.)
+    For a RoPE checkpoint, without training: large distances are rare there, so they are replaced
+    by frequent ones, and a gap of `local` keeps the nearest tokens apart. window: 0.33 train_length
+    if None (0.25 to 0.4 of the length tested); local: 128 (to 512), at most half of the window if
+    None. The authors' code sets attention_factor 0.1 ln 2 + 1 on cos and sin, and its prefill
+    counts the key at d = window twice, its decode and this once. Options checked against
+    HKUNLP/STRING. (Another STRING, separable translation-invariant encodings, shares the name.)
     """
 
     local: int | None = None

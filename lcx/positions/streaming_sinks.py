@@ -17,8 +17,8 @@ HIDDEN = -1e30  # a finite logit whose weight is exactly 0, in softmax and as ex
 
 
 class StreamingSinks(Rope):
-    """Attention sinks (arXiv:2309.17453) on a RoPE checkpoint: ids 0..sinks-1 and the last
-    `recent` ids (the query's own included) are all that a query sees.
+    """Attention sinks (arXiv:2309.17453): a query sees ids 0..sinks-1 and the last `recent`, itself
+    included, on a RoPE checkpoint.
 
     The ids it turns by are slots of that small cache: recent keys keep their distance, a sink lies
     min(id, sinks + recent - 1) - j away, which never exceeds the cache. sinks: 4; recent:
