@@ -7,7 +7,7 @@ import pytest
 
 from lcx.cli import main
 from lcx.config import load, resolve
-from lcx.study.run import folder_of
+from lcx.study.run_folder import folder_of
 from tests.test_study_sweep import CONFIG
 
 

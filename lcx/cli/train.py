@@ -33,7 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
         return _dry(config, arguments.json)
     from lcx.study import records, tables
     from lcx.study.preflight import check, check_data
-    from lcx.study.run import folder_of, run_member
+    from lcx.study.run import run_member
+    from lcx.study.run_folder import folder_of
 
     check(config)
     check_data(config)  # before there is a folder

@@ -15,16 +15,19 @@ COMPONENTS = {
     "experiment.data.packing": "lcx.data.packings",
     "experiment.train.optimizer": "lcx.train.optimizers",
     "experiment.train.schedule": "lcx.train.schedules",
+    "runtime.trackers": "lcx.train.trackers",
 }
-STACKS = {"experiment.model.position"}  # may also be a list: id map + rotation + temperature ...
+# May also be a list: id map + rotation + temperature ...
+STACKS = {"experiment.model.position", "runtime.trackers"}
 INJECTED = {  # fields that a builder sets, so that a config may not
     "lcx.positions": ("site",),
     "lcx.mixers": ("position", "width", "train_length", "output_scale"),
     "lcx.model.mlps": ("width", "output_scale"),
+    "lcx.train.trackers": ("folder", "name", "config", "start"),
 }
 PATTERN = "experiment.model.pattern"  # a list of layers, each a dict of the keys below
 LAYER_KEYS = {"position": "lcx.positions", "mixer": "lcx.mixers", "mlp": "lcx.model.mlps"}
-OPTIONAL = {"experiment.model.mlp"}  # None leaves it out
+OPTIONAL = {"experiment.model.mlp", "runtime.trackers"}  # None leaves it out
 
 
 def is_component(path: str) -> bool:
@@ -120,6 +123,7 @@ def _runtime() -> ConfigDict:
     c.label = ""  # what tells this arm apart in a report, beside scheme, mixer and seed
     c.log_every = 10  # steps
     c.checkpoint_every = 100  # steps
+    c.trackers = placeholder(object)  # beside metrics.jsonl: tensorboard, wandb or a list of them
     c.backend = "auto"  # of softmax attention: auto, reference, chunked or cudnn
     c.data_cache = ""  # where prepared corpora live; empty: $LCX_DATA, else ~/.cache/lcx
     c.compile_cache = "~/.cache/lcx/xla"  # compiled programs for later runs; empty: none

@@ -77,6 +77,22 @@ def load_sweep(spec: str, overrides: Iterable[str] = ()) -> list[tuple[dict[str,
     return members
 
 
+def load_space(spec: str) -> Callable[[Any], Mapping[str, Any]]:
+    """The `space(trial)` of a config file, which proposes overrides. Raises ConfigError."""
+    path, _ = split_spec(spec)
+    function = getattr(_module(path), "space", None) if path.suffix == ".py" else None
+    if not callable(function):
+        raise ConfigError(f"{path} has no space(trial); it proposes a dict of overrides, "
+                          "`lcx search --help` has an example")
+
+    def space(trial: Any) -> Mapping[str, Any]:
+        found = _blame(path, lambda: function(trial))
+        if not isinstance(found, Mapping):
+            raise ConfigError(f"{path}: space() must return a dict of overrides, got {found!r}")
+        return found
+    return space
+
+
 def split_spec(spec: str) -> tuple[Path, str]:
     """"path.py:arg" -> (path, arg). Raises ConfigError if there is no such file."""
     name, _, argument = spec.partition(":")

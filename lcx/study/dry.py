@@ -15,7 +15,7 @@ from lcx.config import resolve, run_id
 from lcx.ops.attention import api as attention
 from lcx.study import flops
 from lcx.study.preflight import check, documents_of, model_of, use_compile_cache, with_data
-from lcx.study.run import folder_of
+from lcx.study.run_folder import folder_of
 from lcx.train.manifest import flat
 from lcx.train.program import build_program
 

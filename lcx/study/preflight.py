@@ -18,6 +18,7 @@ from lcx.errors import ConfigError, did_you_mean
 from lcx.eval.lengths import contexts
 from lcx.model import build_model
 from lcx.ops.attention import api as attention
+from lcx.train import trackers
 
 POSITIVE = ("experiment.model.width", "experiment.model.depth", "experiment.data.train_length",
             "experiment.data.batch_size", "experiment.train.steps", "experiment.train.accumulate",
@@ -45,6 +46,7 @@ def check(config: ConfigDict) -> None:
     if experiment.model.dtype not in DTYPES:
         raise ConfigError(f"unknown dtype '{experiment.model.dtype}'"
                           + did_you_mean(experiment.model.dtype, DTYPES))
+    trackers.check(config.runtime.trackers)
     if experiment.eval.every < 0:
         raise ConfigError("experiment.eval.every counts steps; 0 is never, "
                           f"got {experiment.eval.every}")

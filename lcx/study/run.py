@@ -29,14 +29,10 @@ from lcx.study.preflight import (
     with_data,
 )
 from lcx.study.restore import config_file
+from lcx.study.run_folder import folder_of
 from lcx.study.status import locked, read_status, write_atomically, write_status
 from lcx.study.versions import settle
 from lcx.train.checkpoint import saved
-
-
-def folder_of(config: ConfigDict) -> Path:
-    """runs/<name>/<run id>."""
-    return Path(config.runtime.out).expanduser() / config.runtime.name / run_id(config)
 
 
 def run_member(config: ConfigDict, folder: str | Path | None = None, *,

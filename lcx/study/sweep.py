@@ -18,6 +18,7 @@ from lcx.config import assign, code_version, load_sweep, run_id
 from lcx.errors import ConfigError
 from lcx.study import describe
 from lcx.study.devices import needed, shares
+from lcx.study.run_folder import folder_of
 from lcx.study.status import held, read_status, write_atomically, write_status
 from lcx.study.versions import others, refuse
 from lcx.study.workers import Worker, workers
@@ -52,9 +53,8 @@ def expand(spec: str, overrides: Iterable[str] = ()) -> list[Member]:
             assign(config, "runtime.label", describe.overrides_label(changes))
         parts = [describe.position(config), describe.mixer(config), config.runtime.label,
                  f"seed {config.experiment.seed}"]
-        folder = Path(config.runtime.out).expanduser() / config.runtime.name / run_id(config)
-        members.setdefault(run_id(config),
-                           Member(config, ", ".join(p for p in parts if p), folder))
+        members.setdefault(run_id(config), Member(config, ", ".join(p for p in parts if p),
+                                                  folder_of(config)))
     return list(members.values())
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from lcx import sharding
 from lcx.errors import DataError
-from lcx.train import health
+from lcx.train import health, trackers
 from lcx.train.checkpoint import Checkpoints
 from lcx.train.interrupt import Interrupt, Interrupted
 from lcx.train.lock import lock
@@ -84,6 +84,11 @@ def train(config: Any, data: DataIterator, run_dir: str | os.PathLike, *,
         constants = program.constants()
         file = stack.enter_context(closing(MetricsFile(run_dir / "metrics.jsonl", start))) \
             if first else None
+        followers = trackers.make(
+            runtime.trackers, folder=run_dir, name=run_dir.name, start=start,
+            config=config.to_dict()) if first and "trackers" in runtime else []
+        for follower in followers:
+            stack.callback(follower.close)
         progress = stack.enter_context(closing(Progress(steps, start))) if first else None
 
         def report(done: Pending) -> None:
@@ -99,6 +104,10 @@ def train(config: Any, data: DataIterator, run_dir: str | os.PathLike, *,
                 rate = progress.update(done.step, row["loss"], scored)
                 if done.step % runtime.log_every == 0 or done.step in (1, steps):
                     file.append({**row, "time": {"tokens_per_second": rate}})
+                    scalars = {**row, "tokens_per_second": rate}
+                    for follower in followers:
+                        follower.log(done.step, {name: value for name, value in scalars.items()
+                                                 if isinstance(value, float)})
 
         pending, every = None, config.experiment.eval.every if measure else 0
         for step in range(start + 1, steps + 1):
