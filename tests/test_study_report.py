@@ -164,6 +164,11 @@ def test_what_makes_a_comparison_unfair_is_said(changes, message):
     assert message in " ".join(warn([fair, make("alibi", "attention", 0, 128, **changes)]))
 
 
+def test_seeds_that_saw_a_few_tokens_more_are_alike():
+    assert warn([make("rope", "attention", 0, 128), make("rope", "attention", 1, 128,
+                                                         train_tokens=1_000_100)]) == []
+
+
 def test_the_fairness_table_has_every_field():
     header, body = fairness(study(seeds=(0, 1), mixers=("attention",)))
     line = dict(zip(header, body[0]))

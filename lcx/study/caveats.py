@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lcx.errors import ConfigError
-from lcx.study.arms import Row, arm_of, curves, version_of
+from lcx.study.arms import Arm, Row, arm_of, curves, version_of
 from lcx.study.distinct import final
 from lcx.study.gaps import APART, longest, rises
+
+ALIKE = 1.01  # training tokens this far apart count as equal
 
 
 def versions(rows: Sequence[Row]) -> dict[str, list[str]]:
@@ -43,12 +45,7 @@ def warn(rows: Sequence[Row], members: Sequence[Mapping[str, Any]] = ()) -> list
     lengths = sorted({row["train_length"] for row in rows})
     if len(lengths) > 1:
         found.append(f"These arms were trained at different lengths: {lengths}.")
-    seen = {row["train_tokens"] for row in rows}
-    if len(seen) > 1:
-        told = {arm_of(row): row["train_tokens"] for row in rows}
-        found.append("These arms saw different numbers of training tokens, and more training can "
-                     "help or hurt beyond the train length: " + "; ".join(
-                         f"{arm.label()}: {told[arm]}" for arm in sorted(told)) + ".")
+    found += _unlike_training(rows)
     untrained = {arm_of(row).label() for row in rows if (row["extra"] or {}).get("initialised")}
     if untrained:
         found.append("A test-time scheme brought parameters that no training has touched: "
@@ -72,6 +69,22 @@ def warn(rows: Sequence[Row], members: Sequence[Mapping[str, Any]] = ()) -> list
         found.append("The learning rate was not tuned for each arm: a worse arm may only be one "
                      "with a worse rate.")
     return found
+
+
+def _unlike_training(rows: Sequence[Row]) -> list[str]:
+    """Arms that saw more or fewer tokens; seeds differ a little by where documents end."""
+    seen: dict[Arm, list[float]] = {}
+    for row in rows:
+        if isinstance(row["train_tokens"], (int, float)):
+            seen.setdefault(arm_of(row), []).append(row["train_tokens"])
+    every = [count for counts in seen.values() for count in counts]
+    if not every or max(every) <= ALIKE * min(every):
+        return []
+    told = [f"{arm.label()}: {min(seen[arm]):,.0f}"
+            + (f" to {max(seen[arm]):,.0f}" if max(seen[arm]) > ALIKE * min(seen[arm]) else "")
+            for arm in sorted(seen)]
+    return ["These runs saw different numbers of training tokens, and more training can help or "
+            f"hurt beyond the train length: {'; '.join(told)}."]
 
 
 def _broken_at_once(rows: Sequence[Row]) -> list[str]:

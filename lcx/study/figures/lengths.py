@@ -122,9 +122,9 @@ def _paint_bpb(axes, rows, found) -> None:
     axes.set_ylabel("bits per byte (lower is better)")
     if (row := baseline(rows)) is not None:
         axes.axhline(row["value"], color="#888888", linewidth=1)
-        # To the left, where trained models lie well below it.
-        axes.annotate("unigram: knows no context", (0, row["value"]), ha="left", va="top",
-                      xycoords=("axes fraction", "data"), xytext=(3, -2), fontsize=7.5,
+        # Above it, since trained models lie below.
+        axes.annotate("unigram: knows no context", (0, row["value"]), ha="left", va="bottom",
+                      xycoords=("axes fraction", "data"), xytext=(3, 1), fontsize=7.5,
                       textcoords="offset points", color=GREY)
 
 
