@@ -1,4 +1,4 @@
-"""Phases at ids up to 2^20 are within 1e-5 rad of float64: every rotation, and in a model."""
+"""Phases at ids up to 2^20 are within 1e-5 rad of float64: every rotation, and in a layer."""
 
 import flax.linen as nn
 import jax
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lcx import lanes as L
-from lcx.model import build_model
+from lcx import mixers
 from tests.test_positions import EXAMPLES, WIDTH, make, theta
 
 FAR, DIM, TRAINED = 2**20, 64, 4096
@@ -89,7 +89,7 @@ def test_every_rotation_is_exact_to_a_million(spec):
 @pytest.mark.parametrize("spec", [
     dict(name="rope"), dict(name="yarn", factor=8.0), dict(name="dynamic_ntk", factor=2.0),
     dict(name="m_rope", arrangement="interleaved"), dict(name="self_extend", group=4)], ids=str)
-def test_phases_inside_a_bfloat16_model(spec, monkeypatch):
+def test_phases_inside_a_bfloat16_layer(spec, monkeypatch):
     """As training, evaluation and decoding compute them, seen on their way into the rotation."""
     seen, phase = [], L.phase
 
@@ -99,11 +99,11 @@ def test_phases_inside_a_bfloat16_model(spec, monkeypatch):
         return angle
 
     monkeypatch.setattr(L, "phase", spy)
-    model = build_model(dict(vocab_size=7, width=4 * DIM // 2, depth=2, mlp=None, position=spec,
-                             mixer=dict(name="attention", num_heads=2), dtype="bfloat16"), TRAINED)
-    tokens, start = jnp.arange(8)[None] % 7, FAR - 8
+    layer = mixers.make(dict(name="attention", num_heads=2), width=2 * DIM, position=spec,
+                        train_length=TRAINED)
+    x, start = jax.random.normal(jax.random.key(0), (1, 8, 2 * DIM), jnp.bfloat16), FAR - 8
     seq = L.sequence(1, 8, ids=start + np.arange(8.0)[None, :, None], told_length=FAR)
-    found = nn.unbox(jax.jit(model.init)(jax.random.key(0), tokens, seq))
+    found = nn.unbox(jax.jit(layer.init)(jax.random.key(1), x, seq))
     ladder = frequencies(spec, FAR, dim=DIM, train_length=TRAINED)
 
     def check(last):
@@ -118,14 +118,14 @@ def test_phases_inside_a_bfloat16_model(spec, monkeypatch):
         assert last in tops  # an id that went through bfloat16 would be a multiple of 4096
         seen.clear()
 
-    seen.clear()
-    loss = lambda params: model.apply({**found, "params": params}, tokens, tokens, seq,
-                                      method="score")[0].mean()
+    check(FAR - 1)  # of init
+    loss = lambda params: layer.apply({**found, "params": params}, x, seq)[0].astype(float).sum()
     jax.jit(jax.grad(loss))(found["params"])
     check(FAR - 1)
-    jax.jit(model.apply)(found, tokens, seq)
+    y, _ = jax.jit(layer.apply)(found, x, seq)
+    assert y.dtype == jnp.bfloat16
     check(FAR - 1)
-    state, step = model.init_state(1, 8), jax.jit(model.apply)
+    state, step = layer.init_state(1, 8, jnp.bfloat16), jax.jit(layer.apply)
     for a, b in ((0, 5), (5, 6), (6, 7)):
-        _, state = step(found, tokens[:, a:b], seq[a:b], state)
+        _, state = step(found, x[:, a:b], seq[a:b], state)
         check(start + b - 1)
