@@ -111,11 +111,13 @@ def draw(specs: Sequence[Any], file: Path, train_length: int = 128) -> Path:
 
 def paint(axes, found: Curve, train_length: int) -> None:
     """The lines of all heads; one if they agree."""
-    seen = np.where(np.isfinite(found.logits), found.logits, np.nan)
+    seen = np.maximum(found.logits, FLOOR)  # a weight of 0 is drawn at the floor
     alike = np.allclose(seen, seen[:1], equal_nan=True)
     for head, line in enumerate(seen[:1] if alike else seen):
-        axes.plot(found.distances[1:], np.maximum(line[1:], FLOOR), lw=1.1,
+        axes.plot(found.distances[1:], line[1:], lw=1.1,
                   color=COLOURS[head % len(COLOURS)], label=f"head {head + 1}")
+    if not np.nanmax(np.abs(seen), initial=0.0) > 1e-6:  # flat: not rounding, magnified
+        axes.set_ylim(-1, 1)
     axes.set_xscale("log")
     axes.set_xlim(1, found.length)
     if found.length > train_length:
