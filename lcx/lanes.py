@@ -161,18 +161,21 @@ class Rowwise:
 class Pairwise:
     """Class PAIR: kernel(params, Tile) -> [B,H,T,S], any pure function of queries and keys.
 
-    row_global: an entry depends on the whole row of keys (CoPE), so keys may not be tiled.
+    row_global: an entry depends on the whole row of keys (CoPE), so keys may not be tiled; extras:
+    arrays of each token [B,T,...] that the kernel reads beside q and k; axes: of the ids it reads.
     """
 
     params: Any
     kernel: Callable = struct.field(pytree_node=False)
     row_global: bool = struct.field(pytree_node=False, default=False)
+    extras: Any = None
+    axes: int = struct.field(pytree_node=False, default=1)
 
 
 @struct.dataclass
 class Tile:
     """What a pairwise kernel sees: raw query [B,T,H,K], key [B,S,H,K], mask [B,T,S], their ids
-    [.,T,A] and [.,S,A], scale."""
+    [.,T,A] and [.,S,A], scale, and its own extras of the queries' and of the keys' tokens."""
 
     query: jax.Array
     key: jax.Array
@@ -180,6 +183,8 @@ class Tile:
     query_ids: jax.Array
     key_ids: jax.Array
     scale: float = struct.field(pytree_node=False)
+    query_extras: Any = None
+    key_extras: Any = None
 
 
 # ---- temperature --------------------------------------------------------------------------------
@@ -245,7 +250,8 @@ class Lanes:
         """How many axes of the ids the lanes read."""
         rotations = [getattr(v, "rotation", v) for v in (self.transport, self.value)]
         axes = [getattr(rotation, "axis", None) for rotation in rotations]
-        return max([1] + [max(axis) + 1 for axis in axes if axis is not None])
+        read = [max(axis) + 1 for axis in axes if axis is not None]
+        return max([1, *read, *(bias.axes for bias in self.bias if isinstance(bias, Pairwise))])
 
     @property
     def reads_content(self) -> bool:

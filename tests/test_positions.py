@@ -53,8 +53,9 @@ def logits(spec, query, key, seq, x=None, change=None, **where):
     def run(query, key, seq, x):
         lanes, found = speak(spec, seq, x, change, **where)
         total, path = pairs.integrals(lanes), pairs.path_of(lanes.transport)
-        queries = pairs.Queries(query, seq, total, path)
-        keys = pairs.Keys(key, key, seq, total, path)
+        extras = pairs.extras_of(lanes)
+        queries = pairs.Queries(query, seq, total, path, extras)
+        keys = pairs.Keys(key, key, seq, total, path, extras)
         scale = query.shape[-1] ** -0.5
         out = pairs.scores(queries, keys, lanes.transport, query.shape[-1]) * scale
         if lanes.temperature is not None:

@@ -160,11 +160,12 @@ class LinearMixer(Mixer):
             lanes = lanes.replace(bias=(*lanes.bias, gate))
         path = pairs.path_of(lanes.transport)
         total = pairs.integrals(lanes, None if state is None else state.cache.total)
-        keys, slot = pairs.Keys(key, value, seq.replace(length=None), total, path), 0
+        extras = pairs.extras_of(lanes)
+        keys, slot = pairs.Keys(key, value, seq.replace(length=None), total, path, extras), 0
         if state is not None:
             keys, slot, kept = cache.append(state.cache, keys)
             state = KeysState(kept, carry)
-        out = quadratic.attend(pairs.Queries(query, seq, total, path, slot), keys, lanes,
+        out = quadratic.attend(pairs.Queries(query, seq, total, path, extras, slot), keys, lanes,
                                rotary_dim=self.site().rotary_dim, eps=eps,
                                chunk=self.chunk)
         return out, state

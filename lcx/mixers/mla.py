@@ -98,7 +98,8 @@ class Mla(SoftmaxMixer):
         keys, total, slot, state = self.remember(rotary, latent, seq, lanes, carry, state)
         join = lambda rotary, latent: jnp.concatenate([rotary, latent], -1).astype(query.dtype)
         keys = keys.replace(key=join(keys.key, keys.value), value=keys.value.astype(query.dtype))
-        queries = pairs.Queries(query, seq, total, pairs.path_of(lanes.transport), slot)
+        queries = pairs.Queries(query, seq, total, pairs.path_of(lanes.transport),
+                                pairs.extras_of(lanes), slot)
         out = self.softmax(queries, keys, lanes, (join(rotary, latent), latent), scale=scale)
         return out, state
 

@@ -49,7 +49,8 @@ class SoftmaxMixer(Mixer):
                state: SoftmaxState | None, *, scale: float, window: int | None = None):
         """Attention of this call's tokens to themselves and to the state's: [B,T,H,V], state."""
         keys, total, slot, state = self.remember(key, value, seq, lanes, carry, state)
-        queries = pairs.Queries(query, seq, total, pairs.path_of(lanes.transport), slot)
+        queries = pairs.Queries(query, seq, total, pairs.path_of(lanes.transport),
+                                pairs.extras_of(lanes), slot)
         out = self.softmax(queries, keys, lanes, (key, value), scale=scale, window=window)
         return out, state
 
@@ -57,7 +58,7 @@ class SoftmaxMixer(Mixer):
         """All keys that this call may read, its own integrals, its first slot, the next state."""
         total = pairs.integrals(lanes, None if state is None else state.cache.total)
         keys = pairs.Keys(key, value, seq.replace(length=None), total,
-                          pairs.path_of(lanes.transport))
+                          pairs.path_of(lanes.transport), pairs.extras_of(lanes))
         if state is None:
             return keys, total, 0, None
         keys, slot, kept = cache.append(state.cache, keys)

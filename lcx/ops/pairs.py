@@ -33,7 +33,8 @@ class Integrals:
 
 @struct.dataclass
 class Queries:
-    """query [B,T,H,K]; seq; integral; path: what the transport says of these tokens (`path_of`).
+    """query [B,T,H,K]; seq; integral; path: what the transport says of these tokens (`path_of`);
+    extras: what pairwise biases do (`extras_of`).
 
     slot: the key slot of the first query; queries occupy consecutive slots (path transports).
     """
@@ -42,12 +43,13 @@ class Queries:
     seq: L.Sequence
     integral: Integrals = Integrals()
     path: L.Householder | L.ContentRotation | None = None
+    extras: tuple = ()
     slot: jax.Array | int = 0
 
 
 @struct.dataclass
 class Keys:
-    """ALL key-side data, raw: key [B,S,N,K], value [B,S,N,V], seq, integral, path transport.
+    """ALL key-side data, raw: key [B,S,N,K], value [B,S,N,V], seq, integral, path, extras.
 
     One pytree to cache, to tile or to send round a ring. N key heads divide the H query heads.
     """
@@ -57,6 +59,7 @@ class Keys:
     seq: L.Sequence
     integral: Integrals = Integrals()
     path: L.Householder | L.ContentRotation | None = None
+    extras: tuple = ()
 
 
 def mask(queries: L.Sequence, keys: L.Sequence, *, causal: bool = True,
@@ -115,6 +118,7 @@ def log_bias(queries: Queries, keys: Keys, biases: tuple, allowed: jax.Array,
              scale: float) -> jax.Array | None:
     """Sum of the bias lanes [B,H,T,S] (or broadcastable), wide; None where there is none."""
     total, integrated = None, False
+    extras = iter(zip(queries.extras, keys.extras))
     for bias in biases:
         match bias:
             case L.Separable():
@@ -134,7 +138,7 @@ def log_bias(queries: Queries, keys: Keys, biases: tuple, allowed: jax.Array,
             case L.Pairwise():
                 heads = queries.query.shape[2]
                 tile = L.Tile(wide(queries.query), wide(repeat_heads(keys.key, heads)),
-                              allowed, queries.seq.ids, keys.seq.ids, scale)
+                              allowed, queries.seq.ids, keys.seq.ids, scale, *next(extras))
                 term = bias.kernel(bias.params, tile)
             case _:
                 raise NotImplementedError(f"no pair bias for {type(bias).__name__}")
@@ -155,6 +159,11 @@ def integrals(lanes: L.Lanes, before: Integrals | None = None) -> Integrals:
     if not isinstance(lanes.transport, L.Diagonal):
         return Integrals(bias)
     return Integrals(bias, integrate(lanes.transport.increment, before.decay))
+
+
+def extras_of(lanes: L.Lanes) -> tuple:
+    """What each pairwise bias says of each token, in their order (None where it says nothing)."""
+    return tuple(bias.extras for bias in lanes.bias if isinstance(bias, L.Pairwise))
 
 
 def path_of(transport) -> L.Householder | L.ContentRotation | None:

@@ -34,15 +34,18 @@ class TransformerXl(Position):
 
     @nn.compact
     def lanes(self, x, seq: L.Sequence, carry: Any) -> tuple[L.Lanes, Any]:
+        return L.Lanes(bias=(L.Pairwise(self.terms(), bias),)), carry
+
+    def terms(self) -> dict[str, Any]:
+        """What `bias` reads; called from the one compact method."""
         heads, dim, width = self.site.num_heads, self.site.key_dim, self.site.width // 2 * 2
         small = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("heads", "head_dim"))
         project = nn.with_logical_partitioning(nn.initializers.normal(width ** -0.5),
                                                ("width", "heads", "head_dim"))
-        params = dict(rotation=L.Rotation(self.number("frequency")),
-                      content=wide(self.param("content", small, (heads, dim))),
-                      place=wide(self.param("place", small, (heads, dim))),
-                      project=wide(self.param("project", project, (width, heads, dim))))
-        return L.Lanes(bias=(L.Pairwise(params, bias),)), carry
+        return dict(rotation=L.Rotation(self.number("frequency")),
+                    content=wide(self.param("content", small, (heads, dim))),
+                    place=wide(self.param("place", small, (heads, dim))),
+                    project=wide(self.param("project", project, (width, heads, dim))))
 
 
 def bias(params, tile: L.Tile):

@@ -120,9 +120,7 @@ def axes_of(position_name: str) -> int:
     """How many axes the ids of a scheme have."""
     scheme = positions.make(position_name, L.Site(2, 2, 16, 16, 32, 16, value_dim=16),
                             parent=None)
-    transport = mixers.lane_shapes(scheme, 32).transport
-    axis = getattr(transport, "axis", None)
-    return 1 if axis is None else max(axis) + 1
+    return mixers.lane_shapes(scheme, 32).axes
 
 
 def sequences(position) -> tuple[L.Sequence, L.Sequence, list[L.Sequence]]:

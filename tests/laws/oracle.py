@@ -174,7 +174,7 @@ def bias(inner, lanes, seq, b, h, heads) -> np.ndarray:
             key = inner["key"]
             key = np.repeat(key, heads // key.shape[2], axis=2)
             tile = L.Tile(inner["query"], key, mask, seq.ids, seq.ids,
-                          float(inner.get("scale", 1.0)))
+                          float(inner.get("scale", 1.0)), lane.extras, lane.extras)
             total += np.asarray(lane.kernel(lane.params, tile))[b, h]
         else:
             raise AssertionError(f"no oracle for {lane}")

@@ -191,3 +191,37 @@ def test_dape_corrects_each_logit(kernel, x64):
     correction = convolve(outer, np.where(beside, hidden, 0.0))[..., :T]
     got = weights(spec, query, key, SEQ, change=stacked(spec))
     np.testing.assert_allclose(got, softmax(z + b + correction), atol=1e-9)
+
+
+def test_xlnet_adds_the_segment_term(x64):
+    query, key, _ = vectors(T)
+    params = params_of("xlnet")
+    sentence = (np.arange(T) >= 7).astype(float)  # the second axis of the ids
+    seq = L.sequence(1, T, ids=np.stack([np.arange(T), sentence], -1)[None])
+    angle = gap()[..., None] * 10000.0 ** (-np.arange(0, WIDTH, 2) / WIDTH)
+    place = np.einsum("tsw,whk->tshk", np.concatenate([np.sin(angle), np.cos(angle)], -1),
+                      params["project"])
+    q, k = numpy_of(query, key)
+    across = (sentence[:, None] != sentence[None]).astype(int)
+    logits = np.einsum("thk,shk->hts", q + params["content"], k)
+    logits += np.einsum("thk,tshk->hts", q + params["place"], place)
+    logits += np.einsum("thk,tshk->hts", q + params["segment"], params["kinds"][across])
+    got = weights("xlnet", query, key, seq, change=draw)
+    np.testing.assert_allclose(got, softmax(logits * DIM**-0.5), atol=1e-9)
+
+
+def test_grape_ap_sums_along_the_path(x64):
+    query, key, x = vectors(T)
+    params = params_of("grape_ap", x)
+    p = np.einsum("td,dhk->thk", np.asarray(x[0]), params["path"]["kernel"])
+    unit = p / np.sqrt((p**2).mean(-1, keepdims=True) + np.finfo(np.float32).eps)
+    unit = unit[..., :4] + 1j * unit[..., 4:]
+    turned = unit * np.exp(-1j * np.arange(T))[:, None, None]
+    inner = np.einsum("thk,shk->hts", p, np.concatenate([turned.real, turned.imag], -1)) / 8
+    step = -np.log1p(np.exp(-inner)) * slopes(HEADS)[:, None, None]
+    bias = np.zeros((HEADS, T, T))
+    for i in range(T):
+        for j in range(i):
+            bias[:, i, j] = step[:, i, j + 1:i + 1].sum(-1)
+    got = weights("grape_ap", query, key, SEQ, x, change=draw)
+    np.testing.assert_allclose(got, softmax(product(query, key) * DIM**-0.5 + bias), atol=1e-8)

@@ -165,6 +165,29 @@ def test_pope_scores(x64):
     np.testing.assert_allclose(got, softmax(score * DIM**-0.5), atol=1e-9)
 
 
+def test_fope_mixes_the_frequencies_that_training_saw(x64):
+    query, key, _ = vectors(T)
+    spec = dict(name="fope", base=4.0)
+    cosine, sine = make(spec).numbers()["mixture"]  # trained on 16 tokens: 3 of 4 pairs turn once
+    kept = 4.0 ** (-np.arange(4) / 4)[:3]
+    assert (kept >= 2 * np.pi / 16).all() and cosine.shape == (4, 3, 2)
+    eye = np.zeros((3, 2))
+    eye[0, 0] = eye[2, 1] = 1
+    assert np.abs(cosine - eye).mean() < 0.3 and np.abs(cosine - sine).max() > 0
+    angle = np.arange(T)[:, None] * kept
+    table = lambda wave, mix: np.concatenate(  # [T,H,4]: two mixtures, two constants
+        [np.einsum("tn,hnm->thm", wave, mix), np.ones((T, 4, 2))], -1)
+    c, s = (np.tile(table(wave(angle), mix), 2) for wave, mix in ((np.cos, cosine), (np.sin, sine)))
+
+    def mapped(a):
+        a = np.asarray(a[0])
+        return a * c + np.concatenate([-a[..., 4:], a[..., :4]], -1) * s
+
+    score = np.einsum("thk,shk->hts", mapped(query), mapped(key))
+    got = weights(spec, query, key, L.sequence(1, T))
+    np.testing.assert_allclose(got, softmax(score * DIM**-0.5), atol=1e-6)  # float32 mixtures
+
+
 def test_vo_rope_turns_what_is_read(x64):
     """o_i = sum_j w_ij R_{j-i} v_j, with the mixer's own weights and values."""
     mixer = mixers.make(dict(name="attention", num_heads=2), width=16, train_length=T,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lcx import lanes as L
-from lcx.ops.pairs import Integrals, Keys, integrals, path_of
+from lcx.ops.pairs import Integrals, Keys, extras_of, integrals, path_of
 
 
 @struct.dataclass
@@ -31,7 +31,7 @@ def like(lanes: L.Lanes, batch: int, heads: int, key_dim: int, value_dim: int, d
     seq = L.sequence(1, 1, ids=jnp.zeros((1, 1, lanes.axes)))
     return Keys(jnp.zeros((batch, 1, heads, key_dim), dtype),
                 jnp.zeros((batch, 1, value_heads or heads, value_dim), dtype), seq,
-                integrals(lanes), path_of(lanes.transport))
+                integrals(lanes), path_of(lanes.transport), extras_of(lanes))
 
 
 def init(like: Keys, batch: int, slots: int, window: int | None = None) -> KeyCache:
