@@ -113,7 +113,8 @@ def test_relative_for_multiples_of_a_unit_alone(spec, unit):
 
 @pytest.mark.parametrize("spec, distance", [
     (dict(name="leaky_rerope", window=3, leak=2.0), lambda d: min(d, 3) + max(d - 3, 0) / 2),
-    (dict(name="shifted_rope", window=5, local=1), lambda d: d if d < 5 else d - 4)], ids=["leaky_rerope", "shifted_rope"])
+    (dict(name="shifted_rope", window=5, local=1), lambda d: d if d < 5 else d - 4)],
+    ids=["leaky_rerope", "shifted_rope"])
 def test_the_future_mirrors_the_past_without_a_mask(spec, distance, x64):
     q, k, _ = vectors(12)
     got, _ = logits(spec, q, k, L.sequence(1, 12), causal=False)
