@@ -24,7 +24,7 @@ class LongRope(Rope):
     factor: s, target length / L0. In either regime cos and sin grow by attention_factor, or
     sqrt(1 + ln s / ln L0). The length is told once per request, so no cached key goes stale.
     Checked against "longrope" of transformers and microsoft/LongRoPE (rope/longrope.py), whose
-    dynamic lambda falls below 1 on short texts; its Mixed variant is not here.
+    dynamic lambda falls below 1 on short texts; its Mixed variant is `long_rope_mixed`.
     """
 
     short: float | tuple[float, ...] = 1.0

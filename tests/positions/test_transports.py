@@ -219,3 +219,17 @@ def test_vo_rope_under_a_constant_decay_is_a_complex_recurrence(x64):
     out, _ = linear_attention(ones, ones, content, log_decay=jnp.full((1, T, 1), np.log(gamma)))
     got = endpoint.turn_values(out, seq, rotation, sign=-1)[0, :, 0]
     np.testing.assert_allclose(got, np.array(wanted), atol=1e-7)
+
+
+def test_long_rope_mixed_keeps_the_first_tokens(x64):
+    """Ids 0..3 at theta without g, later ids at theta / 4 with g: one complex factor per token."""
+    query, key, _ = vectors(T)
+    spec = dict(name="long_rope_mixed", original_length=8, start=4)
+    place, g = np.arange(T), np.sqrt(1 + np.log(4) / np.log(8))
+    rate = np.where(place[:, None] < 4, theta(DIM), theta(DIM) / 4)
+    factor = np.where(place < 4, 1.0, g)[:, None] * np.exp(1j * place[:, None] * rate)
+    q, k = ((np.asarray(a[0])[..., :4] + 1j * np.asarray(a[0])[..., 4:]) * factor[:, None]
+            for a in (query, key))
+    score = np.einsum("thp,shp->hts", q, k.conj()).real
+    got = weights(spec, query, key, L.sequence(1, T))
+    np.testing.assert_allclose(got, softmax(score * DIM**-0.5), atol=1e-7)
