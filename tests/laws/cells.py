@@ -62,7 +62,7 @@ def _first(package: str, spec: dict) -> bool:
 
 
 def _everyday(position, mixer) -> bool:
-    """One scheme of each kind of lanes with every mixer, and every scheme with two."""
+    """One scheme of each kind of lanes with every mixer, and every scheme with attention."""
     first_mixer = _first(mixers.PACKAGE, mixer)
     if isinstance(position, list):
         return first_mixer and mixer["name"] == "attention"
@@ -70,7 +70,7 @@ def _everyday(position, mixer) -> bool:
         return False
     if not first_mixer:
         return position["name"] == "rope"
-    return represents(position) or mixer["name"] in ("attention", "linear_attention")
+    return represents(position) or mixer["name"] == "attention"
 
 
 def represents(position) -> bool:

@@ -34,8 +34,17 @@ from tests.laws.cells import (
 FIRST = [dict(name=name, **lookup.find(mixers.PACKAGE, name).examples[0])
          for name in lookup.names(mixers.PACKAGE)]
 ALIVE = grid("native", "partial")
-CLASSES = grid("native", "partial", everyday=lambda position, mixer: (
-    represents(position) and mixer in FIRST))
+LEADS = {lookup.find(mixers.PACKAGE, mixer["name"]).family: mixer for mixer in reversed(FIRST)}
+
+
+def _forms_today(position, mixer) -> bool:
+    """Every kind of lanes on one mixer of each family; on the others, nothing, turned and faded."""
+    if mixer not in FIRST or not represents(position):
+        return False
+    return mixer in LEADS.values() or position["name"] in ("no_pe", "pi", "fox")
+
+
+CLASSES = grid("native", "partial", everyday=_forms_today)
 
 
 def close(actual, wanted, tolerance, law):
@@ -81,6 +90,7 @@ def test_forms_pieces_and_packing_agree_in_float32(position, mixer):
 @pytest.mark.parametrize("position,mixer", ALIVE)
 def test_laws_in_float64(position, mixer, x64):
     whole, packed, _ = sequences(position)
+    whole = whole.replace(segment=jnp.ones_like(packed.segment))  # one program for both
     block, x = Block(position, mixer, forms_of(position, mixer)[0]), inputs()
     found = variables(block, packed)
 
@@ -122,7 +132,7 @@ def test_laws_in_float64(position, mixer, x64):
         bare = Block("no_pe", mixer, block.form)
         rest = {**found["params"]["mixer"]}
         rest.pop("position", None)
-        without = bare.apply({"params": {"mixer": rest}}, x, packed)[0]
+        without = jax.jit(bare.apply)({"params": {"mixer": rest}}, x, packed)[0]
         assert np.abs(without - y).max() > 1e-6, "law 8: the lane does nothing"
         loss = lambda params: jnp.sum(jnp.sin(3 * block.apply({**found, "params": {
             **found["params"], "mixer": {**found["params"]["mixer"], "position": params}}},
