@@ -67,7 +67,8 @@ class SoftmaxMixer(Mixer):
     def softmax(self, queries, keys, lanes, own, *, scale: float, window: int | None = None):
         """The op, in the form that was asked for; own: key and value of this call, for capture."""
         self.sow("intermediates", "inner", dict(query=queries.query, key=own[0], value=own[1],
-                                                scale=scale, window=window))
+                                                scale=scale, window=window,
+                                                rotary_dim=self.site().rotary_dim))
         forced = self.form in _BACKEND
         with api.backend(_BACKEND[self.form]) if forced else contextlib.nullcontext():
             out = api.attend(queries, keys, lanes, rotary_dim=self.site().rotary_dim, scale=scale,

@@ -29,6 +29,7 @@ class StickBreaking(Attention):
         """The op in place of the softmax; own: key and value of this call."""
         self.sow("intermediates", "inner", dict(query=queries.query, key=own[0], value=own[1],
                                                 scale=scale, window=window,
+                                                rotary_dim=self.site().rotary_dim,
                                                 remainder=self.remainder))
         chunk = queries.query.shape[1] if self.form == QUADRATIC else self.chunk
         out = stick_breaking.attend(queries, keys, own[1], lanes, scale=scale, window=window,

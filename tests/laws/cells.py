@@ -15,7 +15,7 @@ from lcx.positions import listing
 
 WIDTH, LENGTH, TRAIN_LENGTH, BATCH = 32, 24, 16, 2
 DOCUMENTS = ((0, 9), (9, 20), (20, 24))  # the packed row
-PIECES = ((0, 7), (7, 8), (8, 9), (9, 21), (21, 24))  # uneven, single steps, across documents
+PIECES = ((0, 7), (7, 8), (8, 21), (21, 24))  # uneven, a single step, across documents
 
 # Compositions that published models use, beside the single schemes that enrol themselves.
 STACKS = (["path", "fox"], ["randomized", "rope"], ["rope", "log_n"], ["fox", "t5_bias"],
@@ -70,7 +70,13 @@ def _everyday(position, mixer) -> bool:
         return False
     if not first_mixer:
         return position["name"] == "rope"
-    return represents(position) or mixer["name"] == "attention"
+    return mixer["name"] == "attention" or represents(position) and in_layers(position["name"])
+
+
+def in_layers(name: str) -> bool:
+    """Whether a scheme says anything to a layer, or nothing at all: its input lane and id map do
+    not meet the mixer."""
+    return set(listing.record(name)["lanes"]).isdisjoint({"embed", "remap"})
 
 
 def represents(position) -> bool:

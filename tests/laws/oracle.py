@@ -110,7 +110,7 @@ def pair_weights(inner, lanes, seq, b, h, heads) -> np.ndarray:
     key = _row(inner["key"], b)
     key = key[:, h * key.shape[1] // heads]
     if isinstance(lanes.transport, L.FeatureMap):
-        query, key = (_features(lanes.transport, side, _row(seq.ids, b), inner[side], b, h, heads)
+        query, key = (_features(lanes.transport, side, _row(seq.ids, b), inner, b, h, heads)
                       for side in ("query", "key"))
         lanes = lanes.replace(transport=None)
     length, size = query.shape
@@ -126,11 +126,13 @@ def pair_weights(inner, lanes, seq, b, h, heads) -> np.ndarray:
     return out
 
 
-def _features(transport, side, ids, x, b, h, heads):
-    """[T,K'] of one head, through the map that the lane value carries; the last axis of q and k
-    beyond what it takes is not mapped."""
-    x = _row(x, b)[None]
-    new = np.asarray(getattr(transport, side)(transport.params, x, ids[None]))[0]
+def _features(transport, side, ids, inner, b, h, heads):
+    """[T,K'] of one head: the map that the lane value carries, of the channels that a transport
+    may touch; the others stay."""
+    x = _row(inner[side], b)[None]
+    width = int(inner.get("rotary_dim", x.shape[-1]))
+    new = np.asarray(getattr(transport, side)(transport.params, x[..., :width], ids[None]))
+    new = np.concatenate([new, x[..., width:]], -1)[0]
     return new[:, h * new.shape[1] // heads]
 
 

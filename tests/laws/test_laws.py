@@ -21,6 +21,7 @@ from tests.laws.cells import (
     PIECES,
     Block,
     grid,
+    in_layers,
     inputs,
     name_of,
     record,
@@ -35,13 +36,15 @@ FIRST = [dict(name=name, **lookup.find(mixers.PACKAGE, name).examples[0])
          for name in lookup.names(mixers.PACKAGE)]
 ALIVE = grid("native", "partial")
 LEADS = {lookup.find(mixers.PACKAGE, mixer["name"]).family: mixer for mixer in reversed(FIRST)}
+LEADS.pop("stick")  # attention with another normaliser
 
 
 def _forms_today(position, mixer) -> bool:
     """Every kind of lanes on one mixer of each family; on the others, nothing, turned and faded."""
     if mixer not in FIRST or not represents(position):
         return False
-    return mixer in LEADS.values() or position["name"] in ("no_pe", "pi", "fox")
+    few = mixer not in LEADS.values() or not in_layers(position["name"])
+    return not few or position["name"] in ("no_pe", "pi", "fox")
 
 
 CLASSES = grid("native", "partial", everyday=_forms_today)
@@ -149,9 +152,9 @@ def test_identity_scheme_is_the_bare_mixer(mixer, x64):
     _, packed, _ = sequences("no_pe")
     block, x = Block("no_pe", mixer), inputs()
     found = variables(block, packed)
-    bare = block.make(parent=None).apply({"params": found["params"]["mixer"]}, x, packed, None,
-                                         L.Lanes())
-    close(block.apply(found, x, packed)[0], bare[0], 1e-12, "law 2")
+    bare = jax.jit(lambda found, x: block.make(parent=None).apply(
+        {"params": found["params"]["mixer"]}, x, packed, None, L.Lanes())[0])
+    close(jax.jit(block.apply)(found, x, packed)[0], bare(found, x), 1e-12, "law 2")
 
 
 @pytest.mark.parametrize("position,mixer", grid("refused", "unimplemented"))
@@ -172,11 +175,11 @@ def test_nothing_is_read_or_written_outside_a_buffer(mixer):
     """Law 7: a stream longer than its buffers is exact (bounded state) or NaN, never clamped."""
     whole, _, _ = sequences("no_pe")
     block, x = Block("no_pe", mixer), inputs()
-    found = variables(block, whole)
-    wanted = block.apply(found, x, whole)[0]
+    found, apply = variables(block, whole), jax.jit(block.apply)
+    wanted = apply(found, x, whole)[0]
     state = block.make(parent=None).init_state(BATCH, 8)
     for a, b in ((0, 5), (5, 12), (12, 18), (18, LENGTH)):
-        y, state = block.apply(found, x[:, a:b], whole[a:b], state)
+        y, state = apply(found, x[:, a:b], whole[a:b], state)
         exact = np.allclose(y, wanted[:, a:b], atol=1e-4)
         if b <= 8:
             assert exact
