@@ -17,6 +17,8 @@ WIDTH, LENGTH, TRAIN_LENGTH, BATCH = 32, 24, 16, 2
 DOCUMENTS = ((0, 9), (9, 20), (20, 24))  # the packed row
 PIECES = ((0, 7), (7, 8), (8, 21), (21, 24))  # uneven, a single step, across documents
 
+FEW = ("no_pe", "pi", "fox")  # nothing, a rotation, a decay
+
 # Compositions that published models use, beside the single schemes that enrol themselves.
 STACKS = (["path", "fox"], ["randomized", "rope"], ["rope", "log_n"], ["fox", "t5_bias"],
           ["rope", "alibi"])
@@ -62,7 +64,8 @@ def _first(package: str, spec: dict) -> bool:
 
 
 def _everyday(position, mixer) -> bool:
-    """One scheme of each kind of lanes with every mixer, and every scheme with attention."""
+    """Every scheme with attention, one of each kind of lanes with a mixer of each family, a few
+    with every mixer."""
     first_mixer = _first(mixers.PACKAGE, mixer)
     if isinstance(position, list):
         return first_mixer and mixer["name"] == "attention"
@@ -70,7 +73,16 @@ def _everyday(position, mixer) -> bool:
         return False
     if not first_mixer:
         return position["name"] == "rope"
-    return mixer["name"] == "attention" or represents(position) and in_layers(position["name"])
+    if mixer["name"] == "attention" or position["name"] in FEW:
+        return True
+    return leads(mixer) and represents(position) and in_layers(position["name"])
+
+
+def leads(mixer) -> bool:
+    """Whether a mixer stands for its family: the first name of it."""
+    family = lambda name: lookup.find(mixers.PACKAGE, name).family
+    alike = [name for name in lookup.names(mixers.PACKAGE) if family(name) == family(mixer["name"])]
+    return mixer["name"] == alike[0] and family(alike[0]) != "stick"  # attention, normalised anew
 
 
 def in_layers(name: str) -> bool:

@@ -11,14 +11,15 @@ import pytest
 
 from lcx import lanes as L
 from lcx import mixers, positions
-from tests.laws.cells import Block, name_of, represents, specs, variables
+from tests.laws.cells import Block, in_layers, name_of, represents, specs, variables
 
 HEADS, WIDTH, LONG = 2, 32, 2**14
 PREFILLS, STEPS = (5, 9, 3), 20  # 37 tokens, trained on 16
 
 
-CASES = [pytest.param(spec, id=name_of(spec), marks=() if represents(spec) else pytest.mark.full)
-         for spec in specs(positions.PACKAGE)]
+CASES = [pytest.param(spec, id=name_of(spec), marks=(
+    () if represents(spec) and in_layers(spec["name"]) else pytest.mark.full))
+    for spec in specs(positions.PACKAGE)]
 
 
 def axes_of(spec) -> int:
