@@ -1,22 +1,25 @@
 """What the delta rule does with each lane: transports enter the transition before the erase.
 
-S_t = (I - beta_t k_t k_t^T) T_t S_{t-1} + beta_t k_t v_t^T, o_t = q_t^T S_t. An orthogonal T_t is
-the same as turning q and k (the erase key included) by their own phases; a gate is a factor of T_t.
+S_t = (I - beta_t k_t k_t^T) D_t T_t S_{t-1} + beta_t k_t v_t^T, o_t = q_t^T S_t: the scheme's T_t,
+then the mixer's own gate D_t, then the erase. An orthogonal T_t is the same as turning q and k (the
+erase key included) by their own phases, where D_t fades the channels of a pair alike.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from lcx import lanes as L
+from lcx.errors import ConfigError
+from lcx.layers import Dense, ShortConv
 from lcx.mixers import CHUNKED, QUADRATIC, STEP, Mixer, Support, refuses
 from lcx.mixers.linear_family import channel_decay
-from lcx.ops import endpoint, pairs
-from lcx.ops.conv import ConvState
+from lcx.ops import conv, endpoint, pairs
 from lcx.ops.linear import linear_attention
 from lcx.types import wide, wide_dtype
 
@@ -50,79 +53,146 @@ class DeltaState:
     last token; what the scheme remembers."""
 
     memory: jax.Array
-    conv: ConvState
+    conv: conv.ConvState
     segment: jax.Array
     carry: Any
 
 
 class DeltaMixer(Mixer):
-    """Shared by mixers whose core is a delta rule with one decay per head."""
+    """Shared by mixers whose core is a delta rule."""
 
     family = "delta"
     supports = SUPPORTS
 
+    def head_sizes(self, head_dim: int | None, expand_v: float) -> tuple[int, int]:
+        """K (width/num_heads if None) and V of a head."""
+        if head_dim is None and self.width % self.num_heads:
+            raise ConfigError(f"num_heads={self.num_heads} must divide width={self.width}, or "
+                              "set head_dim")
+        dim = head_dim or self.width // self.num_heads
+        return dim, int(dim * expand_v)
+
+    def convolved(self, x: jax.Array, seq: L.Sequence, state: DeltaState | None, window: int,
+                  *sizes: int) -> tuple[list[jax.Array], conv.ConvState | None]:
+        """SiLU of a short convolution of projections of x: [B,T,H,size] each, and the tail."""
+        heads = self.site().num_heads
+        hidden = Dense((heads, sum(sizes)), ("heads", "head_dim"), name="qkv")(x)
+        # heads stay whole in the flat channels, so that a mesh splits both alike
+        flat, tail = ShortConv(window, name="conv")(
+            hidden.reshape(*x.shape[:2], -1), seq, None if state is None else state.conv)
+        ends = [sum(sizes[: n + 1]) for n in range(len(sizes) - 1)]
+        return jnp.split(nn.silu(flat).reshape(hidden.shape), ends, -1), tail
+
     def recur(self, query: jax.Array, key: jax.Array, value: jax.Array, seq: L.Sequence,
-              lanes: L.Lanes, state: DeltaState | None, *, beta: jax.Array, log_decay: jax.Array):
-        """query (scaled), key (unit) [B,T,H,K], value [B,T,H,V], beta, log_decay (<= 0) [B,T,H].
+              lanes: L.Lanes, state: DeltaState | None, *, beta: jax.Array,
+              log_decay: jax.Array | None = None):
+        """query (scaled), key (unit) [B,T,H,K], value [B,T,H,V], beta [B,T,H]; log_decay (<= 0)
+        [B,T,H], [B,T,H,K] or None. Several writes of a token: key, value, beta [B,T,N,H,...].
 
         Returns out [B,T,H,V] in the dtype of value, the memory and the segment of the last token.
         """
-        batch, length, heads, _ = key.shape
+        batch, length, heads, _ = query.shape
         self.sow("intermediates", "inner", dict(query=query, key=key, value=value, beta=beta,
                                                 log_decay=log_decay))
+        each = lambda a: [a] if beta.ndim == 3 else [a[:, :, n] for n in range(a.shape[2])]
+        keys, values, betas = each(key), each(value), each(beta)
         memory, last = None, L.nothing_seen(batch)
         if state is not None:
             memory, last = state.memory, last.replace(segment=state.segment)
         _, starts, last = L.advance(seq.replace(ids=seq.ids[..., :1]), last)
-        log_decay = sum((wide(bias.increment) for bias in lanes.bias), wide(log_decay))
+        fade = [wide(bias.increment) for bias in lanes.bias]
+        fade = sum(fade) if fade else None  # the scheme's own
         transport = lanes.transport
         if isinstance(transport, L.Diagonal):
-            log_decay = channel_decay(log_decay, transport, query)
+            fade = channel_decay(fade, transport, query)
             transport = transport.rotation
         if isinstance(transport, endpoint.TRANSPORTS):
             token = pairs.path_of(transport)
-            query, key = endpoint.mapped(
-                pairs.Queries(query, seq, path=token), pairs.Keys(key, value, seq, path=token),
-                transport, self.site().rotary_dim)
-        rows = dict(query=query, erase=key, beta=beta, log_decay=log_decay,
-                    value=endpoint.turn_values(value, seq, lanes.value))
+            tokens = pairs.Queries(query, seq, path=token)
+            mapped = [endpoint.mapped(tokens, pairs.Keys(k, v, seq, path=token), transport,
+                                      self.site().rotary_dim) for k, v in zip(keys, values)]
+            query, keys = mapped[0][0], [key for _, key in mapped]
+        values = [endpoint.turn_values(v, seq, lanes.value) for v in values]
+        steps = [dict(erase=k, beta=b, value=v, log_decay=None)
+                 for k, b, v in zip(keys, betas, values)]
+        steps[0]["log_decay"] = log_decay if log_decay is None else wide(log_decay)
+        if isinstance(transport, L.Householder):  # a token before: I - beta w w^T, and no write
+            fits = lambda a: jnp.broadcast_to(
+                pairs.repeat_heads(a, heads), (batch, length, heads, *a.shape[3:]))
+            steps.insert(0, dict(erase=fits(transport.vector), beta=fits(transport.beta),
+                                 value=jnp.zeros_like(values[0]), log_decay=None))
+        steps[0]["log_decay"] = _sum(fade, steps[0]["log_decay"])
+        start = None
         if seq.segment is not None or state is not None:
-            rows["start"] = jnp.broadcast_to(starts, (batch, length))
-        path = isinstance(lanes.transport, L.Householder)
-        if path:
-            rows = _with_path(rows, lanes.transport)
-            length = 2 * length
-        size = length if self.form == QUADRATIC else self.chunk
+            start = jnp.broadcast_to(starts, (batch, length))
+        rows, many = _woven(query, steps, start), len(steps)
+        size = many * length if self.form == QUADRATIC else self.chunk
         chunk = {} if size is None else dict(chunk=size)
         out, memory = linear_attention(
             rows.pop("query"), None, rows.pop("value"), state=memory, **rows, **chunk,
             form="recurrent" if self.form == STEP else "chunked")
-        out = endpoint.turn_values(out[:, 1::2] if path else out, seq, lanes.value, sign=-1)
+        out = endpoint.turn_values(out[:, many - 1 :: many], seq, lanes.value, sign=-1)
         self.sow("intermediates", "outer", out)
         return out, memory.astype(wide_dtype()), last.segment
 
-    def empty_state(self, batch: int, value_dim: int, conv: ConvState) -> DeltaState:
+    def empty_state(self, batch: int, value_dim: int, tail: conv.ConvState) -> DeltaState:
         """The state before any token."""
         site, (_, carry) = self.site(), self.structure(batch)
         memory = jnp.zeros((batch, site.num_heads, site.key_dim, value_dim), wide_dtype())
-        return DeltaState(memory, conv, L.nothing_seen(batch).segment, carry)
+        return DeltaState(memory, tail, L.nothing_seen(batch).segment, carry)
 
 
-def _with_path(rows: dict, path: L.Householder) -> dict:
-    """Each token as two: decay and I - beta w w^T, writing nothing; then the token's delta rule.
+def unit(x: jax.Array) -> jax.Array:
+    """x / sqrt(sum x^2 + 1e-6), wide."""
+    x = wide(x)
+    return x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-6)
 
-    Arrays [B,T,...] -> [B,2T,...]; the second of each two reads.
+
+def log_rate(lowest: float):
+    """Initialiser of A where exp(A), the rate of a gate, starts uniform in (lowest, 16)."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return jnp.log(jax.random.uniform(key, shape, dtype, lowest, 16.0))
+
+    return init
+
+
+def step_bias(key, shape, dtype=jnp.float32):
+    """Initialiser of dt where softplus(dt) starts log-uniform in (1e-3, 1e-1)."""
+    shortest, longest = jnp.log(jnp.array([1e-3, 1e-1], dtype))
+    dt = jnp.exp(jax.random.uniform(key, shape, dtype, shortest, longest))
+    return dt + jnp.log(-jnp.expm1(-dt))  # the inverse of softplus
+
+
+def _sum(a: jax.Array | None, b: jax.Array | None) -> jax.Array | None:
+    """Sum of log gates of a head or of its channels."""
+    if a is None or b is None:
+        return b if a is None else a
+    rank = max(a.ndim, b.ndim)
+    channels = lambda x: x if x.ndim == rank else x[..., None]
+    return channels(a) + channels(b)
+
+
+def _woven(query: jax.Array, steps: list[dict], start: jax.Array | None) -> dict:
+    """The steps of each token as tokens of their own: [B,T,...] -> [B,N T,...].
+
+    A segment starts at the first of them, the last one reads.
     """
-    batch, length, heads, _ = rows["erase"].shape
-    fits = lambda a: jnp.broadcast_to(pairs.repeat_heads(a, heads), (batch, length, heads,
-                                                                     *a.shape[3:]))
-    none = {name: jnp.zeros_like(a) for name, a in rows.items()}
-    before, content = ("log_decay", "start"), ("query", "value")
-    first = dict(rows, **{name: none[name] for name in content}, erase=fits(path.vector),
-                 beta=fits(path.beta))
-    second = dict(rows, **{name: none[name] for name in before if name in rows})
+    many, (batch, length) = len(steps), query.shape[:2]
 
-    def weave(a, b):
-        return jnp.stack([a.astype(b.dtype), b], 2).reshape(batch, 2 * length, *b.shape[2:])
+    def weave(parts):
+        parts = jnp.stack([a.astype(parts[-1].dtype) for a in parts], 2)
+        return parts.reshape(batch, many * length, *parts.shape[3:])
 
-    return {name: weave(first[name], second[name]) for name in rows}
+    rows = {name: weave([step[name] for step in steps]) for name in ("erase", "beta", "value")}
+    rows["query"] = weave([jnp.zeros_like(query)] * (many - 1) + [query])
+    if start is not None:
+        rows["start"] = weave([start] + [jnp.zeros_like(start)] * (many - 1))
+    gates = [step["log_decay"] for step in steps]
+    if all(gate is None for gate in gates):
+        return rows
+    rank = max(gate.ndim for gate in gates if gate is not None)
+    shape = (batch, length, *query.shape[2:][: rank - 2])
+    full = lambda gate: jnp.zeros(shape, wide_dtype()) if gate is None else jnp.broadcast_to(
+        gate if gate.ndim == rank else gate[..., None], shape)
+    return dict(rows, log_decay=weave([full(gate) for gate in gates]))

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from lcx.lanes import Lanes, Sequence, Site
-from lcx.layers import Dense, RmsNorm, ShortConv
-from lcx.mixers.delta_family import DeltaMixer
+from lcx.layers import Dense, RmsNorm
+from lcx.mixers.delta_family import DeltaMixer, log_rate, step_bias, unit
 from lcx.ops import conv
 from lcx.types import wide
 
@@ -46,17 +46,14 @@ class GatedDeltaNet(DeltaMixer):
     def __call__(self, x: jax.Array, seq: Sequence, state: Any = None,
                  shared: Lanes | None = None) -> tuple[jax.Array, Any]:
         heads, dim, value_dim = self.num_heads, self.site().key_dim, self.site().value_dim
-        hidden = Dense((heads, 2 * dim + value_dim), ("heads", "head_dim"), name="qkv")(x)
-        # heads stay whole in the flat channels, so that a mesh splits both alike
-        flat, tail = ShortConv(self.conv_window, name="conv")(
-            hidden.reshape(*x.shape[:2], -1), seq, None if state is None else state.conv)
-        query, key, value = jnp.split(nn.silu(flat).reshape(hidden.shape), (dim, 2 * dim), -1)
-        query, key = _unit(query) * dim**-0.5, _unit(key)
+        (query, key, value), tail = self.convolved(x, seq, state, self.conv_window, dim, dim,
+                                                   value_dim)
+        query, key = unit(query) * dim**-0.5, unit(key)
         beta = nn.sigmoid(wide(Dense((heads,), ("heads",), name="beta")(x)))
         per_head = lambda name, init: wide(self.param(
             name, nn.with_logical_partitioning(init, ("heads",)), (heads,)))
-        rate = wide(Dense((heads,), ("heads",), name="rate")(x)) + per_head("dt_bias", _dt_bias)
-        log_decay = -jnp.exp(per_head("a_log", _a_log)) * nn.softplus(rate)
+        rate = wide(Dense((heads,), ("heads",), name="rate")(x)) + per_head("dt_bias", step_bias)
+        log_decay = -jnp.exp(per_head("a_log", log_rate(0.01))) * nn.softplus(rate)
 
         lanes, carry = self.see(x, seq, None if state is None else state.carry, shared)
         out, memory, segment = self.recur(query.astype(x.dtype), key.astype(x.dtype), value, seq,
@@ -74,18 +71,3 @@ class GatedDeltaNet(DeltaMixer):
         tail = conv.init_state(batch, self.conv_window, channels, dtype)
         return self.empty_state(batch, self.site().value_dim, tail)
 
-
-def _unit(x: jax.Array) -> jax.Array:
-    """x / sqrt(sum x^2 + 1e-6), wide."""
-    x = wide(x)
-    return x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-6)
-
-
-def _a_log(key, shape, dtype=jnp.float32):
-    return jnp.log(jax.random.uniform(key, shape, dtype, 0.01, 16.0))
-
-
-def _dt_bias(key, shape, dtype=jnp.float32):
-    shortest, longest = jnp.log(jnp.array([1e-3, 1e-1], dtype))
-    dt = jnp.exp(jax.random.uniform(key, shape, dtype, shortest, longest))
-    return dt + jnp.log(-jnp.expm1(-dt))  # the inverse of softplus
