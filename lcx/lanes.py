@@ -101,11 +101,12 @@ class Diagonal:
     *inside* the product (xPos, Wall), where a Separable bias fades the weight.
 
     increment [B,T,N,K] <= 0, zero at a segment's first token, of the leading K channels; rotation:
-    one that goes with it, where both channels of a pair fade alike.
+    one that goes with it, where both channels of a pair fade alike; content: as in `Separable`.
     """
 
     increment: jax.Array
     rotation: Rotation | None = None
+    content: bool = struct.field(pytree_node=False, default=False)
 
 
 @struct.dataclass
@@ -128,10 +129,12 @@ class FeatureMap:
 class Separable:
     """Class SEP: B_ij = sum of increment_s over j < s <= i (ALiBi, FoX).
 
-    increment [B,T,H] log-gate of each token, <= 0, zero at a segment's first token.
+    increment [B,T,H] log-gate of each token, <= 0, zero at a segment's first token; content: it is
+    read from the tokens themselves (FoX), which a time-invariant mixer cannot follow.
     """
 
     increment: jax.Array
+    content: bool = struct.field(pytree_node=False, default=False)
 
 
 @struct.dataclass

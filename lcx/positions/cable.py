@@ -36,4 +36,4 @@ class Cable(Position):
         weight = Dense((self.site.num_heads,), ("heads",), use_bias=True, name="weight")(wide(x))
         _, starts, carry = L.advance(seq, carry)
         increment = jnp.where(starts[..., None], 0.0, -jax.nn.softplus(weight))
-        return L.Lanes(bias=(L.Separable(increment),)), carry
+        return L.Lanes(bias=(L.Separable(increment, content=True),)), carry

@@ -39,7 +39,7 @@ class Fox(Position):
                      name="gate")(wide(x))
         _, starts, carry = L.advance(seq, carry)
         increment = jnp.where(starts[..., None], 0.0, jax.nn.log_sigmoid(gate))
-        return L.Lanes(bias=(L.Separable(increment),)), carry
+        return L.Lanes(bias=(L.Separable(increment, content=True),)), carry
 
     def _bias(self, key, shape, dtype=jnp.float32):
         if self.times is None:

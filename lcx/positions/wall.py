@@ -38,4 +38,4 @@ class Wall(Position):
                      bias_init=nn.initializers.constant(self.gate_bias))(wide(x))
         _, starts, carry = L.advance(seq, carry)
         log_gate = jax.numpy.where(starts[..., None, None], 0.0, jax.nn.log_sigmoid(gate))
-        return L.Lanes(L.Diagonal(log_gate)), carry
+        return L.Lanes(L.Diagonal(log_gate, content=True)), carry
