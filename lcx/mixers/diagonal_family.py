@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lcx import lanes as L
+from lcx.errors import ConfigError
 from lcx.integral import Integral, integrate, separable_gap
 from lcx.mixers import CHUNKED, QUADRATIC, STEP, Mixer, Support, refuses
 from lcx.ops import pairs
@@ -58,10 +59,10 @@ _CHUNK = 64  # queries whose pairs are weighed at once
 @struct.dataclass
 class DiagonalState:
     """memory: h [B,H,K] wide, or a cache of inputs and gates where a bias weighs pairs; conv: the
-    inputs that the short convolution still reads; last: ids and segment; carry: the scheme's."""
+    inputs that a short convolution still reads; last: ids and segment; carry: the scheme's."""
 
     memory: jax.Array | cache.KeyCache
-    conv: ConvState
+    conv: ConvState | None
     last: L.Last
     carry: Any
 
@@ -71,6 +72,28 @@ class DiagonalMixer(Mixer):
 
     family = "diagonal"
     supports = SUPPORTS
+
+    def channel_site(self, channels: int | None) -> L.Site:
+        """The site of `num_heads` groups of the recurrence's channels (width if None)."""
+        channels = channels or self.width
+        if channels % self.num_heads:
+            raise ConfigError(f"num_heads={self.num_heads} must divide the {channels} channels of "
+                              "the recurrence; set inner_width")
+        dim = channels // self.num_heads
+        return L.Site(self.num_heads, self.num_heads, dim, dim, self.width, self.train_length,
+                      value_dim=dim)
+
+    def mix(self, log_decay: jax.Array, value: jax.Array, x: jax.Array, seq: L.Sequence,
+            state: DiagonalState | None, shared: L.Lanes | None):
+        """The core of a mixer without a convolution: gates and inputs [B,T,H,K] -> h [B,T,H,K] in
+        the dtype of x, and the next state."""
+        lanes, carry = self.see(x, seq, None if state is None else state.carry, shared)
+        step, starts, last = self.advance(seq, lanes, state, x.shape[0])
+        out, memory = self.recur(log_decay, value, seq, lanes, step, starts,
+                                 None if state is None else state.memory)
+        if state is not None:
+            state = state.replace(memory=memory, last=last, carry=carry)
+        return out.astype(x.dtype), state
 
     def advance(self, seq: L.Sequence, lanes: L.Lanes, state: DiagonalState | None, batch: int):
         """Steps of the ids [1 or B,T,A], segment starts [1 or B,T], the last token."""
@@ -148,7 +171,8 @@ class DiagonalMixer(Mixer):
             parts.append(run(rest(log_decay), rest(value), state=rest(before)))
         return tuple(jnp.concatenate(part, -1) for part in zip(*parts))
 
-    def empty_state(self, batch: int, max_length: int, conv: ConvState) -> DiagonalState:
+    def empty_state(self, batch: int, max_length: int,
+                    conv: ConvState | None = None) -> DiagonalState:
         """The state before any token: h, or a cache of `max_length` inputs (`over_pairs`)."""
         site, (lanes, carry) = self.site(), self.structure(batch)
         shape = (site.num_heads, site.key_dim)

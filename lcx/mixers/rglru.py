@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, ShortConv
 from lcx.mixers.diagonal_family import DiagonalMixer
@@ -39,13 +38,7 @@ class Rglru(DiagonalMixer):
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(num_heads=2, inner_width=24))
 
     def site(self) -> Site:
-        channels = self.inner_width or self.width
-        if channels % self.num_heads:
-            raise ConfigError(f"num_heads={self.num_heads} must divide the {channels} channels of "
-                              "the recurrence; set inner_width")
-        dim = channels // self.num_heads
-        return Site(self.num_heads, self.num_heads, dim, dim, self.width, self.train_length,
-                    value_dim=dim)
+        return self.channel_site(self.inner_width)
 
     @nn.compact
     def __call__(self, x: jax.Array, seq: Sequence, state: Any = None,
