@@ -26,6 +26,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     loaded = data.load(config.experiment.data, seed=config.experiment.seed,
                        cache=config.runtime.data_cache or None)
+    if config.experiment.data.task is not None:
+        print(json.dumps(loaded.describe()) if arguments.json else loaded.summary())
+        return 0
     found = loaded.describe()
     found["unigram_bits_per_byte"] = loaded.unigram_bits_per_byte()
     if arguments.json:

@@ -32,5 +32,5 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(rows)
     else:
-        print(tables.text(tables.by_length(rows)))
+        print(tables.overview(rows))
     return 0

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(rows)
     elif rows:
-        print(tables.text(tables.by_length(rows)))
+        print(tables.overview(rows))
         print(f"run: {folder}\nnext: lcx report {folder.parent}")
     else:
         print(f"run: {folder}\nnext: lcx eval {folder}")

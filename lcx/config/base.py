@@ -13,6 +13,7 @@ COMPONENTS = {
     "experiment.data.corpus": "lcx.data.corpora",
     "experiment.data.tokenizer": "lcx.data.tokenizers",
     "experiment.data.packing": "lcx.data.packings",
+    "experiment.data.task": "lcx.tasks",
     "experiment.train.optimizer": "lcx.train.optimizers",
     "experiment.train.schedule": "lcx.train.schedules",
     "runtime.trackers": "lcx.train.trackers",
@@ -27,7 +28,8 @@ INJECTED = {  # fields that a builder sets, so that a config may not
 }
 PATTERN = "experiment.model.pattern"  # a list of layers, each a dict of the keys below
 LAYER_KEYS = {"position": "lcx.positions", "mixer": "lcx.mixers", "mlp": "lcx.model.mlps"}
-OPTIONAL = {"experiment.model.mlp", "runtime.trackers"}  # None leaves it out
+# None leaves it out.
+OPTIONAL = {"experiment.model.mlp", "experiment.data.task", "runtime.trackers"}
 
 
 def is_component(path: str) -> bool:
@@ -85,6 +87,7 @@ def _data() -> ConfigDict:
     c.test = 0.05
     c.deduplicate = True  # drop documents that repeat an earlier one byte for byte
     c.epochs = placeholder(int)  # None: without end, each epoch in its own order
+    c.task = placeholder(object)  # a synthetic task (mqar, copy) instead of corpus ... epochs
     return c
 
 
@@ -104,7 +107,7 @@ def _eval() -> ConfigDict:
     c.split = "validation"  # validation or test
     c.documents = placeholder(int)  # at most so many of them; None: all that are long enough
     c.max_factor = 8  # the ladder goes up to max_factor x train_length, in doublings
-    c.targets = 256  # blocks of train_length/4 tokens, the same at every context
+    c.targets = 256  # blocks of train_length/4 tokens, the same at every context; rows of a task
     c.seed = 0  # chooses the targets; arms are only paired where it agrees
     c.resamples = 10_000  # of the bootstrap over documents
     c.batch_tokens = 16_384  # scored in one call

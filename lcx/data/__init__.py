@@ -19,6 +19,9 @@ Batch (B rows of this process, T = train_length):
     document int32 [B,T], the document's index in its split, -1 in padding; segment int32 [B,T],
     1, 2, ... per row and 0 in padding, absent where the packing has one document per row.
 
+A synthetic task takes the place of the corpus: `data = dict(task=dict(name="mqar"), ...)` gives
+`TaskData`, whose batches are made as they are needed (`generated`, and `lcx/tasks/`).
+
 Files: `corpora/`, `tokenizers/`, `packings/` hold one component each; `survey` counts, hashes and
 splits; `builder` and `prepare` write ArrayRecord through TFDS; `tokens` holds flat token files;
 `batches` shuffles and cuts; `evaluation` hands out whole documents; `store` publishes folders.
@@ -27,5 +30,6 @@ splits; `builder` and `prepare` write ArrayRecord through TFDS; `tokens` holds f
 from lcx.data.batches import Batches
 from lcx.data.dataset import Data, Settings, load
 from lcx.data.evaluation import EvaluationDocument
+from lcx.data.generated import TaskData
 
-__all__ = ["Batches", "Data", "EvaluationDocument", "Settings", "load"]
+__all__ = ["Batches", "Data", "EvaluationDocument", "Settings", "TaskData", "load"]

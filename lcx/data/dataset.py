@@ -16,12 +16,15 @@ from lcx import lookup
 from lcx.data import evaluation, store
 from lcx.data.batches import Batches, Cutter, share_of
 from lcx.data.evaluation import EvaluationDocument
+from lcx.data.generated import TaskData, load_task
 from lcx.data.packings import Packing, Plan
 from lcx.data.prepare import Prepared, prepare
 from lcx.data.survey import SPLITS
 from lcx.data.tokenizers import Tokenizer
 from lcx.data.tokens import Tokens, tokenize
 from lcx.errors import ConfigError, DataError, did_you_mean
+
+SHARED = {"train_length", "batch_size", "task"}  # keys that a task reads, too
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Settings:
     validation, test: fractions of the documents, drawn by the hash of their content.
     deduplicate: drop (and count) documents that repeat an earlier one byte for byte.
     epochs: None trains without end, each epoch in its own order.
+    task: a synthetic task instead of all the keys from corpus to epochs (`lcx/tasks/`).
     """
 
     train_length: int
@@ -44,6 +48,7 @@ class Settings:
     test: float = 0.05
     deduplicate: bool = True
     epochs: int | None = None
+    task: Any = None
 
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> Settings:
@@ -170,7 +175,7 @@ class Data:
 
 
 def load(spec: Mapping[str, Any], *, seed: int = 0, cache: str | os.PathLike | None = None,
-         process_index: int = 0, process_count: int = 1) -> Data:
+         process_index: int = 0, process_count: int = 1) -> Data | TaskData:
     """Prepare (once) and open the data of a config: see `Settings` for the keys of `spec`.
 
     seed: the order of the training rows. cache: where prepared corpora live (default $LCX_DATA,
@@ -179,6 +184,10 @@ def load(spec: Mapping[str, Any], *, seed: int = 0, cache: str | os.PathLike | N
     """
     settings = Settings.of(spec)
     share_of(settings.batch_size, process_index, process_count)
+    if settings.task is not None:
+        of_text = {f.name: f.default for f in dataclasses.fields(Settings) if f.name not in SHARED}
+        return load_task(settings, of_text, seed=seed, process_index=process_index,
+                         process_count=process_count)
     corpus = lookup.build("lcx.data.corpora", settings.corpus)
     tokenizer = lookup.build("lcx.data.tokenizers", settings.tokenizer)
     packing = lookup.build("lcx.data.packings", settings.packing)

@@ -51,7 +51,7 @@ def score(model: Any, variables: Any, inputs: np.ndarray, targets: np.ndarray, *
     batch, length = inputs.shape
     if seq is None:
         seq = lanes.sequence(1, length)
-    run = _program(_Same(model))
+    run = _program(Same(model))
     if chunk is None or chunk >= length:
         nll, _ = run(variables, inputs, targets, seq, None)
         return _checked(nll, inputs.shape)
@@ -119,7 +119,7 @@ def _checked(nll: jax.Array, shape: tuple[int, ...]) -> np.ndarray:
     return np.asarray(nll)
 
 
-class _Same:
+class Same:
     """A cache key by identity: a model need not be hashable."""
 
     def __init__(self, model: Any):
@@ -129,11 +129,11 @@ class _Same:
         return id(self.model)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.model is self.model
+        return isinstance(other, Same) and other.model is self.model
 
 
 @functools.lru_cache(maxsize=16)
-def _program(same: _Same):
+def _program(same: Same):
     """The jitted scoring call of a model; jit keeps one executable per shape."""
     def run(variables, inputs, targets, seq, state):
         return same.model.apply(variables, inputs, targets, seq, state=state, method="score")

@@ -57,7 +57,7 @@ def warn(rows: Sequence[Row], members: Sequence[Mapping[str, Any]] = ()) -> list
     found += _broken_at_once(rows)
     lost = [f"{row['position']}, {row['mixer']} at {row['length']}: "
             f"{(row['extra'] or {}).get('status')}" for row in rows
-            if row["metric"] == "bpb" and row["value"] is None]
+            if row["metric"] in ("bpb", "accuracy") and row["value"] is None]
     if lost:
         found.append(f"Without a value: {'; '.join(dict.fromkeys(lost))}.")
     failed = [f"{m['position']}, {m['mixer']}, seed {m['seed']} ({m['state']})" for m in members

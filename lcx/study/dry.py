@@ -14,7 +14,7 @@ from lcx import sharding
 from lcx.config import resolve, run_id
 from lcx.ops.attention import api as attention
 from lcx.study import flops
-from lcx.study.preflight import check, documents_of, model_of, use_compile_cache, with_data
+from lcx.study.preflight import check, check_reach, model_of, use_compile_cache, with_data
 from lcx.study.run_folder import folder_of
 from lcx.train.manifest import flat
 from lcx.train.program import build_program
@@ -32,7 +32,7 @@ def dry_run(config: ConfigDict) -> dict[str, Any]:
     check(config)
     use_compile_cache(config)
     full, data = with_data(config)
-    documents_of(full, data)
+    check_reach(data, full)
     mesh = sharding.make_mesh(**full.runtime.mesh)
     with jax.set_mesh(mesh), attention.backend(full.runtime.backend):
         program = build_program(full, model_of(full), mesh)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 from lcx import data as data_library
 from lcx import sharding
 from lcx.config import code_version, load
+from lcx.eval.exact import exact_match
 from lcx.eval.ladder import ladder
 from lcx.ops.attention import api as attention
 from lcx.study import describe, records
@@ -70,22 +72,47 @@ def during(config: ConfigDict, data: data_library.Data, model: Any, folder: Path
 
 
 def _walk(run: Run, facts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    options = run.config.experiment.eval
-    counts = np.zeros(run.model.vocab_size, np.int64)
-    known = run.data.splits["train"].counts
-    counts[:len(known)] = known
     extra = _extra(run)
     with jax.set_mesh(sharding.make_mesh(**run.config.runtime.mesh)), \
             attention.backend(run.config.runtime.backend):
-        for row in ladder(
-                run.model, run.variables, documents_of(run.config, run.data),
-                train_length=run.config.experiment.data.train_length,
-                max_factor=options.max_factor, fairness=facts, targets=options.targets,
-                seed=options.seed, batch_tokens=options.batch_tokens, unigram=counts,
-                chunk=options.chunk, shuffled_prefix=options.shuffled_prefix,
-                resamples=options.resamples):
+        for row in rows_of(run.data, run, facts):
             row["extra"] |= extra
             yield row
+
+
+@functools.singledispatch
+def rows_of(data: Any, run: Run, facts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows of a run's ladder; one function per kind of data."""
+    raise TypeError(f"no ladder for data of type {type(data).__name__}")
+
+
+@rows_of.register
+def _(data: data_library.Data, run: Run, facts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    options = run.config.experiment.eval
+    counts = np.zeros(run.model.vocab_size, np.int64)
+    known = data.splits["train"].counts
+    counts[:len(known)] = known
+    return ladder(
+        run.model, run.variables, documents_of(run.config, data),
+        train_length=run.config.experiment.data.train_length,
+        max_factor=options.max_factor, fairness=facts, targets=options.targets,
+        seed=options.seed, batch_tokens=options.batch_tokens, unigram=counts,
+        chunk=options.chunk, shuffled_prefix=options.shuffled_prefix,
+        resamples=options.resamples)
+
+
+@rows_of.register
+def _(data: data_library.TaskData, run: Run, facts: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    options = run.config.experiment.eval
+    told = data.describe()
+    return exact_match(
+        run.model, run.variables,
+        lambda length: data.test_rows(length, options.targets, split=options.split,
+                                      seed=options.seed),
+        train_length=run.config.experiment.data.train_length, max_factor=options.max_factor,
+        fairness=facts, batch_tokens=options.batch_tokens, chunk=options.chunk,
+        resamples=options.resamples,
+        extra={"task": told, "chance": told["chance"], "evaluation_seed": options.seed})
 
 
 def _extra(run: Run) -> dict[str, Any]:

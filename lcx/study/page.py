@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lcx.eval.exact import METHOD
 from lcx.eval.lengths import STABLE_WITHIN
-from lcx.study import markup, sections, tables
+from lcx.study import answers, markup, sections, tables
 from lcx.study.arms import Row, baseline, curves, train_lengths
 from lcx.study.distinct import final
 from lcx.study.figures import Figure
 from lcx.study.gaps import longest, rises
 
 NAMED = 4  # arms that the summary lists
+STAR = "* the train length. Any number leads to its row, with its method."
 TERMS = (
     ("bits per byte", "how many bits the model needs per byte of text: lower is better. A model "
      "that knows nothing needs 8"),
@@ -43,14 +45,15 @@ def page(title: str, rows: Sequence[Row], figures: Sequence[Figure], *, stamp: s
     parts = [f"<h1>{markup.escape(title)}: train short, test long</h1>",
              f"<p>{markup.escape(summary(rows))}</p>", ""]
     parts += [f'<p class="warn">{markup.escape(text)}</p>' for text in warnings]
-    parts += [*take("bpb"), markup.details("What the words mean", markup.facts(TERMS))]
-    parts += [_section("Ranked by what longer context costs", "ranked"), *take("ranked")]
-    parts += [markup.table(tables.ranked(rows), names=2), markup.small(_ranked_note(rows))]
-    parts += [_section("Bits per byte by context length", "lengths"),
-              markup.table(tables.by_length(rows, gaps=False)),
-              markup.small("* the train length. Any number leads to its row, with its method."),
-              markup.details("With 95% intervals",
-                             markup.table(tables.by_length(rows, True, gaps=False)))]
+    if curves(rows, "bpb") or not curves(rows, "accuracy", METHOD):
+        parts += [*take("bpb"), markup.details("What the words mean", markup.facts(TERMS))]
+        parts += [_section("Ranked by what longer context costs", "ranked"), *take("ranked")]
+        parts += [markup.table(tables.ranked(rows), names=2), markup.small(_ranked_note(rows))]
+        parts += [_section("Bits per byte by context length", "lengths"),
+                  markup.table(tables.by_length(rows, gaps=False)), markup.small(STAR),
+                  markup.details("With 95% intervals",
+                                 markup.table(tables.by_length(rows, True, gaps=False)))]
+    parts += _answers(rows, take("accuracy"))
     if (perplexity := tables.by_length(rows, True, metric="perplexity", gaps=False))[1]:
         parts.append(markup.details("Perplexity per token", markup.table(perplexity)))
     parts += [_section("More figures", "figures"),
@@ -75,9 +78,24 @@ def page(title: str, rows: Sequence[Row], figures: Sequence[Figure], *, stamp: s
     return markup.document(f"{title}: lcx report", parts)
 
 
+def _answers(rows: Sequence[Row], figure: Sequence[str]) -> list[str]:
+    """The sections of synthetic tasks, where one was measured."""
+    parts = []
+    for metric, words in answers.WORDS.items():
+        if not (table := answers.by_length(rows, metric))[1]:
+            return []
+        parts += [_section(f"{words}, by length of row", metric), *figure, markup.table(table),
+                  markup.small(STAR), markup.details("With 95% intervals", markup.table(
+                      answers.by_length(rows, metric, intervals=True)))]
+        figure = ()
+    return parts
+
+
 def summary(rows: Sequence[Row]) -> str:
     """The answer in a few sentences, from the rows alone."""
     context = longest(rows)
+    if not context and (told := answers.summary(rows)):
+        return told
     gaps = [gap for gap in rises(rows) if gap.estimate is not None]
     if not gaps or context <= min(train_lengths(rows), default=0):
         return "No length beyond the train length was measured yet."
@@ -109,8 +127,9 @@ def write(path: Path, text: str) -> Path:
 
 
 def _contents(body: str, files: Sequence[str]) -> str:
-    places = (("ranked", "ranking"), ("lengths", "by length"), ("figures", "more figures"),
-              ("fairness", "fairness"), ("arms", "method and config"), ("made", "how it was made"))
+    places = (("ranked", "ranking"), ("lengths", "by length"), ("accuracy", "accuracy"),
+              ("figures", "more figures"), ("fairness", "fairness"),
+              ("arms", "method and config"), ("made", "how it was made"))
     links = [f'<a href="#{place}">{name}</a>' for place, name in places
              if f'id="{place}"' in body]
     links += [f'<a href="{markup.escape(file)}">{markup.escape(file)}</a>' for file in files]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from lcx import data as data_library
 from lcx import sharding
 from lcx.config import apply, validate
 from lcx.errors import ConfigError, did_you_mean
+from lcx.eval import exact
 from lcx.eval.lengths import contexts
 from lcx.model import build_model
 from lcx.ops.attention import api as attention
@@ -84,10 +86,10 @@ def check_data(config: ConfigDict) -> None:
     Raises DataError or ConfigError.
     """
     _, data = with_data(config)
-    documents_of(config, data)
+    check_reach(data, config)
 
 
-def with_data(config: ConfigDict) -> tuple[ConfigDict, data_library.Data]:
+def with_data(config: ConfigDict) -> tuple[ConfigDict, Any]:
     """The config with the vocabulary's size filled in, and its data."""
     data = data_library.load(config.experiment.data, seed=config.experiment.seed,
                              cache=config.runtime.data_cache or None,
@@ -96,6 +98,24 @@ def with_data(config: ConfigDict) -> tuple[ConfigDict, data_library.Data]:
         config = apply(config, {"experiment.model.vocab_size": data.vocab_size})
     data.require_vocab(config.experiment.model.vocab_size)
     return config, data
+
+
+@functools.singledispatch
+def check_reach(data: Any, config: ConfigDict) -> None:
+    """Raise where the data cannot serve the config's ladder; one function per kind of data."""
+    raise TypeError(f"no ladder for data of type {type(data).__name__}")
+
+
+@check_reach.register
+def _(data: data_library.Data, config: ConfigDict) -> None:
+    documents_of(config, data)
+
+
+@check_reach.register
+def _(data: data_library.TaskData, config: ConfigDict) -> None:
+    for length in exact.lengths(config.experiment.data.train_length,
+                                config.experiment.eval.max_factor):
+        data.task.check(length)
 
 
 def documents_of(config: ConfigDict,

@@ -53,7 +53,7 @@ def report(folder: str | Path, *, out: str | Path | None = None,
                      files=[path.name for path in files])
     return Report(page.write(out / "report.html", text),
                   tuple(path for figure in drawn for path in figure.files), tuple(files),
-                  tables.text(tables.by_length(final(rows))), (*warnings, *([hint] * bool(hint))))
+                  tables.overview(final(rows)), (*warnings, *([hint] * bool(hint))))
 
 
 def configs_hash(rows: Sequence[Row]) -> str:

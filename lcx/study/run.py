@@ -21,7 +21,7 @@ from lcx.ops.attention import api as attention
 from lcx.study.evaluate import during, evaluate, evaluate_all
 from lcx.study.preflight import (
     check,
-    documents_of,
+    check_reach,
     model_of,
     under,
     use_compile_cache,
@@ -90,7 +90,7 @@ def train_member(config: ConfigDict, folder: Path) -> None:
     use_compile_cache(config)
     full, data = with_data(config)
     for one in (full, *variants(full)):
-        documents_of(one, data)  # what the ladder would refuse after training is refused now
+        check_reach(data, one)  # what the ladder would refuse after training is refused now
     model = model_of(full)
     with attention.backend(config.runtime.backend):
         train.train(full, data.train_batches(), folder, model=model, code_version=code_version()[0],

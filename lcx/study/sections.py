@@ -6,14 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lcx.eval.exact import METHOD as EXACT
 from lcx.eval.statistics import Estimate
 from lcx.study import markup
 from lcx.study.arms import SAME, Arm, Row, arm_of, arms, version_of
 from lcx.study.cells import Cell, anchor, number
 
 # Of the evaluation, the same for all rows of a run: what a number means depends on them.
-METHOD = ("block", "blocks", "targets", "split", "interval", "level", "resamples", "boundaries",
-          "ids", "bos", "evaluation_seed", "chunk", "data", "dtype")
+METHOD = ("task", "block", "blocks", "targets", "split", "interval", "level", "resamples",
+          "boundaries", "ids", "bos", "evaluation_seed", "chunk", "data", "dtype")
 
 
 def of_arms(rows: Sequence[Row], configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -65,7 +66,8 @@ def _measurements(arm: Arm, rows: Sequence[Row]) -> list[str]:
         body.append([row["metric"], row["method"], Cell(str(row["length"]), key=row["length"]),
                      number(found, interval=True, status=why), str(row["seed"]),
                      f"{row['documents']}", f"{row['tokens']}", row["config_hash"]])
-        own = anchor(arm, row["metric"] if row["method"] == SAME else row["method"], row["length"])
+        what = row["metric"] if row["method"] in (SAME, EXACT) else row["method"]
+        own = anchor(arm, what, row["length"])
         ids.append(own if own not in seen else f"{own}-seed-{row['seed']}")
         seen.add(own)
     return [markup.table((header, body), names=2, ids=ids)]
@@ -74,7 +76,8 @@ def _measurements(arm: Arm, rows: Sequence[Row]) -> list[str]:
 def _method(rows: Sequence[Row]) -> list[tuple[str, str]]:
     found: dict[str, list[str]] = {}
     for row in rows:
-        if row["metric"] == "bpb" and row["method"] == SAME and row["value"] is not None:
+        level = (row["metric"], row["method"]) in (("bpb", SAME), ("accuracy", EXACT))
+        if level and row["value"] is not None:
             for key in METHOD:
                 value = (row["extra"] or {}).get(key)
                 text = value if isinstance(value, str) else json.dumps(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lcx.eval.statistics import Estimate, verdict
+from lcx.study import answers
 from lcx.study.arms import (
     SAME,
     Arm,
@@ -21,6 +22,18 @@ from lcx.study.cells import Cell, anchor, name, number, plain
 from lcx.study.gaps import adjusted, inside_context, longest, rises, short_costs
 
 Table = tuple[list[str], list[list[str]]]  # header, rows
+LEVELS = ("bpb", "accuracy")  # the metric that stands for a run's rows, of texts and of tasks
+
+
+def overview(rows: Sequence[Row]) -> str:
+    """For a terminal: bits per byte by context, and accuracy by length where there was a task."""
+    found = []
+    for metric, words in answers.WORDS.items():
+        if (table := answers.by_length(rows, metric))[1]:
+            found.append(f"{words}, by length\n{text(table)}")
+    if not found or any(row["metric"] == "bpb" for row in rows):
+        found.insert(0, text(by_length(rows)))
+    return "\n\n".join(found)
 
 
 def by_length(rows: Sequence[Row], intervals: bool = False, *, metric: str = "bpb",
@@ -92,7 +105,7 @@ def fairness(rows: Sequence[Row]) -> Table:
               "tuned", "seeds", "documents", "target tokens", "code"]
     body = []
     for arm in arms(rows):
-        own = [row for row in rows if arm_of(row) == arm and row["metric"] == "bpb"]
+        own = [row for row in rows if arm_of(row) == arm and row["metric"] in LEVELS]
         kept = lambda key, own=own: _joined(row[key] for row in own)
         measured = lambda key, own=own: _joined(
             row[key] for row in own if row["value"] is not None)

@@ -19,8 +19,8 @@ from lcx.study.figures.style import styles
 
 __all__ = ["Figure", "Plot", "draw", "matplotlib_or_hint", "styles"]
 
-PLOTS = (lengths.bpb, ranked.plots, lengths.perplexity, lengths.gap, tradeoff.plots,
-         heatmap.plots, lengths.position)  # in the order of the page
+PLOTS = (lengths.bpb, lengths.accuracy, ranked.plots, lengths.perplexity, lengths.gap,
+         tradeoff.plots, heatmap.plots, lengths.position)  # in the order of the page
 
 
 def draw(rows: Sequence[Row], folder: Path, stamp: str) -> list[Figure]:

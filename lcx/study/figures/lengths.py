@@ -7,7 +7,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lcx.eval.exact import METHOD
 from lcx.eval.lengths import STABLE_WITHIN
+from lcx.study.answers import chances
 from lcx.study.arms import CURVE, SAME, Arm, Point, Row, arms, baseline, curves, train_lengths
 from lcx.study.figures.canvas import Plot
 from lcx.study.figures.style import GREY, LINE, handles, styles
@@ -48,6 +50,13 @@ def position(rows: Sequence[Row]) -> list[Plot]:
     return _plot(rows, "nll", "Loss by position", "Mean loss by position in the longest window, "
                  "in log-spaced buckets: position n was predicted from n tokens.",
                  _paint_position, name="position", method=CURVE)
+
+
+def accuracy(rows: Sequence[Row]) -> list[Plot]:
+    """Answers of a synthetic task."""
+    return _plot(rows, "accuracy", "Accuracy against length", "The share of answers that are right,"
+                 " on rows of the train length and of longer ones. The dotted line is a guess.",
+                 _paint_accuracy, method=METHOD)
 
 
 def length_axis(axes, rows: Sequence[Row], lengths: Sequence[int], label: str) -> None:
@@ -151,6 +160,14 @@ def _paint_gap(axes, rows, found) -> None:
 def _paint_position(axes, rows, found) -> None:
     length_axis(axes, rows, _lengths(found), "position in the window (tokens seen before)")
     axes.set_ylabel("mean loss per token (nats)")
+
+
+def _paint_accuracy(axes, rows, found) -> None:
+    length_axis(axes, rows, _lengths(found), "length of the row (tokens)")
+    axes.set_ylabel("accuracy per answer (higher is better)")
+    axes.set_ylim(0, 1.02)
+    for chance in set(chances(rows).values()):
+        axes.axhline(chance, color="#888888", linewidth=1, linestyle=":")
 
 
 def _byte_tokens(rows: Sequence[Row]) -> bool:
