@@ -8,7 +8,8 @@ import pytest
 from lcx.ops.linear import linear_attention
 
 B, T, H, K, V = 2, 37, 2, 4, 3
-KINDS = ["plain", "scalar", "channel", "erase", "scalar erase", "channel erase", "scalar delta"]
+KINDS = ["plain", "scalar", "channel", "erase", "scalar erase", "channel erase", "scalar delta",
+         "turn", "channel turn", "channel turn delta"]
 
 
 def draw(kind, length=T, seed=0, decay=None):
@@ -28,10 +29,23 @@ def draw(kind, length=T, seed=0, decay=None):
         x["beta"] = rng.uniform(0, 2, size=(B, length, H))
     if "delta" in kind:
         x["key"] = None
+    if "turn" in kind:  # pairs (0, 1) half-split: channels 2 and 3 are not turned
+        x["rotation"] = rng.normal(size=(B, length, H, 1))
     return x
 
 
-def loop(query, key, value, state, log_decay=None, erase=None, beta=None, start=None):
+def turned(angles, size, interleaved=False):
+    """The matrix that turns channel pairs by `angles`."""
+    out = np.eye(size)
+    for m, angle in enumerate(angles):
+        a, b = (2 * m, 2 * m + 1) if interleaved else (m, m + len(angles))
+        out[a, a] = out[b, b] = np.cos(angle)
+        out[a, b], out[b, a] = -np.sin(angle), np.sin(angle)
+    return out
+
+
+def loop(query, key, value, state, log_decay=None, erase=None, beta=None, start=None,
+         rotation=None, interleaved=False):
     """The definition, one head and one token at a time, in float64."""
     state = np.array(state, np.float64)
     out = np.zeros(value.shape)
@@ -41,6 +55,8 @@ def loop(query, key, value, state, log_decay=None, erase=None, beta=None, start=
             for t in range(query.shape[1]):
                 if start is not None and start[b, t]:
                     s = np.zeros_like(s)
+                if rotation is not None:
+                    s = turned(rotation[b, t, h], len(s), interleaved) @ s
                 if log_decay is not None:
                     s = np.diag(np.exp(log_decay[b, t, h] * np.ones(s.shape[0]))) @ s
                 k = None if key is None else key[b, t, h]
@@ -77,6 +93,28 @@ def test_agrees_with_the_loop_in_float64(kind, chunk, x64):
     out, state = call(x, **form)
     assert out.dtype == state.dtype == jnp.float64
     close((out, state), loop(**x), 1e-10)
+
+
+@pytest.mark.parametrize("form", ["recurrent", "chunked"])
+def test_interleaved_pairs_turn_with_a_state_in_the_callers_layout(form, x64):
+    x = draw("channel turn erase", seed=3)
+    x["rotation"] = np.random.default_rng(4).normal(size=(B, T, H, 2))
+    close(call(x, form=form, chunk=16, interleaved=True), loop(**x, interleaved=True), 1e-10)
+
+
+def test_tied_gates_turn_like_queries_and_keys_by_their_own_phases(x64):
+    """Transport is endpoint semantics where both gates of a pair are one."""
+    x = draw("turn")
+    step = x.pop("rotation")
+    want = call(x | dict(log_decay=-np.ones((B, T, H)) / 3, rotation=step, state=0 * x["state"]))
+    phase = -np.cumsum(step, 1)  # the state turns back by what a query turns
+
+    def turn(a):
+        return np.stack([turned(p, K) @ row for p, row in zip(
+            phase.reshape(-1, 1), a.reshape(-1, K))]).reshape(a.shape)
+
+    x |= dict(query=turn(x["query"]), key=turn(x["key"]), state=0 * x["state"])
+    close(call(x | dict(log_decay=-np.ones((B, T, H)) / 3))[:1], want[:1], 1e-11)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -146,7 +184,8 @@ def test_gradients_are_finite_differences(kind, x64):
         )
 
 
-@pytest.mark.parametrize("kind", ["plain", "channel erase", "scalar delta"])
+@pytest.mark.parametrize("kind", ["plain", "channel erase", "scalar delta",
+                                  "channel turn erase"])
 def test_uneven_pieces_with_a_state_equal_the_whole(kind, x64):
     x = draw(kind)
     want = loop(**x)
@@ -158,7 +197,8 @@ def test_uneven_pieces_with_a_state_equal_the_whole(kind, x64):
     close((jnp.concatenate(outs, 1), state), want, 1e-10)
 
 
-@pytest.mark.parametrize("kind", ["scalar", "channel", "scalar erase", "channel erase"])
+@pytest.mark.parametrize("kind", ["scalar", "channel", "scalar erase", "channel erase",
+                                  "channel turn erase"])
 @pytest.mark.parametrize("form", ["recurrent", "chunked"])
 def test_a_packed_row_equals_its_documents_alone(kind, form, x64):
     x = draw(kind)
@@ -180,7 +220,8 @@ def test_a_packed_row_equals_its_documents_alone(kind, form, x64):
         close([state[row : row + 1]], [last], 1e-10)
 
 
-@pytest.mark.parametrize("kind", ["scalar", "channel", "scalar erase", "channel erase"])
+@pytest.mark.parametrize("kind", ["scalar", "channel", "scalar erase", "channel erase",
+                                  "channel turn erase"])
 def test_extreme_gates_stay_finite(kind):
     def gates(rng, shape):
         return rng.choice([-np.inf, -50.0, -1.0, -1e-9, 0.0], size=shape)
@@ -227,5 +268,7 @@ def test_errors_say_what_to_do():
         call({n: v for n, v in x.items() if n not in ("erase", "beta")} | dict(key=None))
     with pytest.raises(ValueError, match="log_decay has shape"):
         call(x | dict(log_decay=x["log_decay"][:, :-1]))
+    with pytest.raises(ValueError, match="rotation has shape"):
+        call(x | dict(rotation=np.zeros((B, T, H, K))))
     with pytest.raises(ValueError, match="start is float"):
         call(x | dict(start=np.zeros((B, T), np.float32)))

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from lcx.ops.linear.decay import BLOCK, Decay
 from lcx.ops.linear.inputs import Inputs
 from lcx.ops.linear.triangular import unit_lower_inverse
+from lcx.ops.linear.turning import Turning
 
 # float32 elements of a span's largest tile: bounds memory at any length, and still fills a GPU
 SPAN = {"cpu": 2**20}
@@ -26,7 +27,9 @@ SPAN_ELSEWHERE = 2**27
 def chunked(inputs: Inputs, state: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
     """Inputs [B,T,H,*] and state [B,H,K,V] -> out [B,T,H,V] and the next state (state.dtype)."""
     length = inputs.query.shape[1]
-    chunk = min(chunk, -(-length // 16) * 16)
+    chunk = min(chunk, -(-length // BLOCK) * BLOCK)
+    if chunk > BLOCK:  # whole blocks, or the pairs of a chunk would be weighed one by one
+        chunk = -(-chunk // BLOCK) * BLOCK
     chunks = -(-length // chunk)
     spans = -(-chunks // min(chunks, _chunks_at_once(inputs, chunk)))
     chunks = -(-chunks // spans)
@@ -52,7 +55,8 @@ def chunked(inputs: Inputs, state: jax.Array, chunk: int) -> tuple[jax.Array, ja
 def _chunks_at_once(inputs: Inputs, chunk: int) -> int:
     batch, _, num_heads, head_dim = inputs.query.shape
     per_head = max(chunk * chunk, head_dim * inputs.value.shape[-1])
-    if inputs.log_decay is not None and inputs.log_decay.shape[-1] > 1:
+    channels = inputs.log_decay is not None and inputs.log_decay.shape[-1] > 1
+    if channels or inputs.rotation is not None:
         per_head = max(per_head, chunk * BLOCK * head_dim)
     bound = SPAN.get(jax.default_backend(), SPAN_ELSEWHERE)
     return max(1, bound // (batch * num_heads * per_head))
@@ -71,7 +75,11 @@ def _span(state: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
         return jnp.swapaxes(x, 2, 3)  # [B,N,C,H,*] -> [B,N,H,C,*]
 
     query, value = heads_first(inputs.query), heads_first(inputs.value)
-    decay = Decay.of_chunk(inputs.log_decay, inputs.start, query.shape, dtype)
+    if inputs.rotation is None:
+        decay = Decay.of_chunk(inputs.log_decay, inputs.start, query.shape, dtype)
+    else:
+        decay = Turning.of_chunk(inputs.log_decay, inputs.rotation, inputs.start, query.shape,
+                                 dtype)
     attend = partial(multiply, "bnhij,bnhjv->bnhiv")
     key = erase = None
     write = out = 0.0
@@ -80,7 +88,7 @@ def _span(state: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
         out = attend(cast(decay.product(query, key)), cast(value))
         write = multiply("bnhjk,bnhjv->bnhkv", cast(decay.to_end(key)), cast(value))
     if inputs.erase is None:
-        state, before, _ = _scan_states(state, decay.across, write, None, None, None, operand)
+        state, before, _ = _scan_states(state, decay, write, None, None, None, operand)
     else:
         erase = heads_first(inputs.erase)
         beta = jnp.swapaxes(inputs.beta, 2, 3).astype(dtype)[..., None]
@@ -94,7 +102,7 @@ def _span(state: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
         reads = multiply("bnhij,bnhjk->bnhik", inverse, cast(decay.from_start(erase)))
         ends = decay.to_end(erase)
         state, before, row = _scan_states(
-            state, decay.across, write, cast(reads), known, cast(ends), operand
+            state, decay, write, cast(reads), known, cast(ends), operand
         )
         out = out + attend(cast(decay.product(query, erase)), cast(row))
     reads = cast(decay.from_start(query))
@@ -102,15 +110,15 @@ def _span(state: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
     return state, heads_first(out)
 
 
-def _scan_states(state, across, write, reads, known, ends, operand):
+def _scan_states(state, decay, write, reads, known, ends, operand):
     """The sequential part: state -> (state after, states before each chunk, erase rows).
 
-    across [B,N,H,K or 1,1]; write [B,N,H,K,V] or 0; reads, ends [B,N,H,C,K]; known [B,N,H,C,V].
+    write [B,N,H,K,V] or 0; reads, ends [B,N,H,C,K]; known [B,N,H,C,V].
     """
 
     def step(state, chunk):
         across, write, reads, known, ends = chunk
-        after = across * state + (0.0 if write is None else write)
+        after = decay.carry(across, state) + (0.0 if write is None else write)
         row = None
         if reads is not None:
             row = known - jnp.einsum(
@@ -125,7 +133,8 @@ def _scan_states(state, across, write, reads, known, ends, operand):
         return after, (state, row)
 
     write = None if isinstance(write, float) else write
-    chunks = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (across, write, reads, known, ends))
+    chunks = decay.across, write, reads, known, ends
+    chunks = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), chunks)
     state, outputs = jax.lax.scan(step, state, chunks)
     before, row = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), outputs)
     return state, before, row

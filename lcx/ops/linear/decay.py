@@ -49,6 +49,11 @@ class Decay(NamedTuple):
         inside = (self.document[..., -1:] == 0)[..., None]
         return jnp.swapaxes(jnp.where(inside, jnp.exp(self.total[..., -1:, :]), 0), -1, -2)
 
+    @staticmethod
+    def carry(across: jax.Array, state: jax.Array) -> jax.Array:
+        """One chunk's `across` on a state [B,H,K,V]."""
+        return across * state
+
     def product(self, x: jax.Array, y: jax.Array, strict: bool = False) -> jax.Array:
         """[B,N,H,C,C]: sum_k x_ik y_jk exp(total_ik - total_jk) for j <= i (strict: j < i)."""
         chunk = x.shape[-2]

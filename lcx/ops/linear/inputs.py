@@ -10,7 +10,8 @@ class Inputs(NamedTuple):
     """Per-token operands, batch first; an absent field is None (an empty pytree).
 
     query, key, erase [B,T,H,K]; value [B,T,H,V]; log_decay [B,T,H,1 or K]; beta [B,T,H];
-    start [B,T] bool. key None means the delta rule's own write, beta * erase.
+    start [B,T] bool; rotation [B,T,H,P] of channel pairs (m, m + P). key None means the delta
+    rule's own write, beta * erase.
     """
 
     query: jax.Array
@@ -20,6 +21,7 @@ class Inputs(NamedTuple):
     erase: jax.Array | None
     beta: jax.Array | None
     start: jax.Array | None
+    rotation: jax.Array | None = None
 
     @property
     def state_dtype(self) -> jnp.dtype:

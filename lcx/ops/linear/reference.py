@@ -12,6 +12,8 @@ def recurrent(inputs: Inputs, state: jax.Array) -> tuple[jax.Array, jax.Array]:
     def step(state, token: Inputs):
         if token.start is not None:
             state = jnp.where(token.start[:, None, None, None], 0, state)
+        if token.rotation is not None:  # rotate, then decay, then erase
+            state = _turn(state, token.rotation)
         if token.log_decay is not None:
             state = jnp.exp(token.log_decay)[..., None] * state
         write = token.value
@@ -32,3 +34,12 @@ def recurrent(inputs: Inputs, state: jax.Array) -> tuple[jax.Array, jax.Array]:
     tokens = jax.tree.map(lambda x: jnp.moveaxis(promote(x), 1, 0), inputs)
     state, out = jax.lax.scan(step, state, tokens)
     return jnp.moveaxis(out, 0, 1), state
+
+
+def _turn(state: jax.Array, angle: jax.Array) -> jax.Array:
+    """Channel pairs (m, m + P) of state [B,H,K,V] by angle [B,H,P]."""
+    pairs = angle.shape[-1]
+    first, second, rest = jnp.split(state, (pairs, 2 * pairs), axis=-2)
+    cos, sin = jnp.cos(angle)[..., None], jnp.sin(angle)[..., None]
+    turned = [first * cos - second * sin, first * sin + second * cos, rest]
+    return jnp.concatenate(turned, -2)
