@@ -14,10 +14,9 @@ from lcx.mixers import matrix
 from lcx.positions import listing
 
 WIDTH, LENGTH, TRAIN_LENGTH, BATCH = 32, 24, 16, 2
-DOCUMENTS = ((0, 9), (9, 20), (20, 24))  # the packed row
-PIECES = ((0, 7), (7, 8), (8, 21), (21, 24))  # uneven, a single step, across documents
-
-FEW = ("no_pe", "pi", "fox")  # nothing, a rotation, a decay
+# Lengths repeat, so that each is compiled once.
+DOCUMENTS = ((0, 9), (9, 18), (18, 24))  # the packed row
+PIECES = ((0, 7), (7, 8), (8, 15), (15, 16), (16, 23), (23, 24))  # uneven, across documents
 
 # Compositions that published models use, beside the single schemes that enrol themselves.
 STACKS = (["path", "fox"], ["randomized", "rope"], ["rope", "log_n"], ["fox", "t5_bias"],
@@ -39,23 +38,24 @@ def specs(package: str) -> list[dict]:
             for example in lookup.find(package, name).examples]
 
 
-def grid(*statuses: str, everyday=None) -> list:
+def grid(*statuses: str, everyday=None, also=()) -> list:
     """Test parameters (position, mixer) for the cells of the wanted statuses.
 
     Each run takes the cells of `everyday`; the rest of the product, examples and all, stands
-    behind the marker `full`.
+    behind the marker `full`. also: further pairs, every one of them for each run.
     """
     everyday = everyday or _everyday
     stacks = [list(s) for s in STACKS
               if all(p["name"] in lookup.names(positions.PACKAGE) for p in positions.parts(s))]
-    found = []
-    for position in [*specs(positions.PACKAGE), *stacks]:
-        for mixer in specs(mixers.PACKAGE):
-            if record(position, mixer)["status"] in statuses:
-                marks = () if everyday(position, mixer) else (pytest.mark.full,)
-                name = f"{name_of(position)}-{name_of(mixer)}"
-                found.append(pytest.param(position, mixer, id=name, marks=marks))
-    return found
+    pairs = [(position, mixer) for position in [*specs(positions.PACKAGE), *stacks]
+             for mixer in specs(mixers.PACKAGE)]
+    found = {}
+    for position, mixer in [*also, *pairs]:
+        if record(position, mixer)["status"] in statuses:
+            marks = () if everyday(position, mixer) else (pytest.mark.full,)
+            name = f"{name_of(position)}-{name_of(mixer)}"
+            found.setdefault(name, pytest.param(position, mixer, id=name, marks=marks))
+    return list(found.values())
 
 
 def _first(package: str, spec: dict) -> bool:
@@ -64,25 +64,54 @@ def _first(package: str, spec: dict) -> bool:
 
 
 def _everyday(position, mixer) -> bool:
-    """Every scheme with attention, one of each kind of lanes with a mixer of each family, a few
-    with every mixer."""
+    """Every scheme with attention, one of each kind of lanes with a mixer of each family; the
+    others meet the structural classes together (`together`), their other examples a rotation."""
     first_mixer = _first(mixers.PACKAGE, mixer)
     if isinstance(position, list):
-        return first_mixer and mixer["name"] == "attention"
+        return first_mixer and (mixer["name"] == "attention" or position in together(mixer))
     if not _first(positions.PACKAGE, position):
         return False
     if not first_mixer:
         return position["name"] == "rope"
-    if mixer["name"] == "attention" or position["name"] in FEW:
+    if mixer["name"] == "attention":
         return True
     return leads(mixer) and represents(position) and in_layers(position["name"])
 
 
+TRANSPORTS = ("Rotation", "Householder", "Diagonal", "Piecewise")
+BIASES = ("Separable", "EventuallyConstant", "Toeplitz", "Rowwise", "Pairwise", "Temperature")
+
+
+def plain(mixer) -> list[str]:
+    """A rotation and a gate, as far as the mixer honours them: the lanes of a bounded state."""
+    return _honoured(mixer, ("Rotation", "Separable")) or ["no_pe"]
+
+
+def together(mixer) -> list[list[str]]:
+    """Every structural class that the mixer honours, in as few cells as hold them: each transport
+    in a stack of its own, all biases and the temperature beside the first."""
+    transports = _honoured(mixer, TRANSPORTS)
+    biases = _honoured(mixer, BIASES)
+    stacks = [plain(mixer), [*transports[:1], *biases], *([name] for name in transports[1:])]
+    return [stack for n, stack in enumerate(stacks) if stack and stack not in stacks[:n]]
+
+
+def _honoured(mixer, lanes) -> list[str]:
+    """The shortest-named scheme of each lane alone, where the mixer takes it."""
+    names = [_representatives().get((lane,)) for lane in lanes]
+    return [name for name in names
+            if name and record({"name": name}, mixer)["status"] in ("native", "partial")]
+
+
 def leads(mixer) -> bool:
-    """Whether a mixer stands for its family: the first name of it."""
+    """Whether a mixer stands for its family: the one that honours most lane types."""
     family = lambda name: lookup.find(mixers.PACKAGE, name).family
+    if family(mixer["name"]) == "stick":  # attention, normalised anew
+        return False
+    count = lambda name: sum(bool(support.forms) + (support.status == "native")
+                             for support in lookup.find(mixers.PACKAGE, name).supports.values())
     alike = [name for name in lookup.names(mixers.PACKAGE) if family(name) == family(mixer["name"])]
-    return mixer["name"] == alike[0] and family(alike[0]) != "stick"  # attention, normalised anew
+    return mixer["name"] == max(alike, key=count)  # of equals, the first
 
 
 def in_layers(name: str) -> bool:
@@ -96,13 +125,13 @@ def represents(position) -> bool:
     name, in its first example."""
     if isinstance(position, list) or not _first(positions.PACKAGE, position):
         return False
-    return position["name"] in _representatives()
+    return position["name"] in _representatives().values()
 
 
 @functools.cache
-def _representatives() -> set[str]:
+def _representatives() -> dict[tuple[str, ...], str]:
     kinds = {name: tuple(listing.record(name)["lanes"]) for name in lookup.names(positions.PACKAGE)}
-    return {min((n for n in kinds if kinds[n] == kind), key=lambda n: (len(n), n))
+    return {kind: min((n for n in kinds if kinds[n] == kind), key=lambda n: (len(n), n))
             for kind in kinds.values()}
 
 
@@ -188,9 +217,9 @@ def variables(block: Block, seq: L.Sequence, x=None):
 
 def stream(block: Block, found, x, seq, pieces=PIECES):
     """The outputs of a request that arrives in pieces."""
-    state = block.make(parent=None).init_state(BATCH, LENGTH, x.dtype)
-    outputs = []
+    state = jax.jit(lambda: block.make(parent=None).init_state(BATCH, LENGTH, x.dtype))()
+    apply, outputs = jax.jit(block.apply), []
     for a, b in pieces:
-        y, state = block.apply(found, x[:, a:b], seq[a:b], state)
+        y, state = apply(found, x[:, a:b], seq[a:b], state)
         outputs.append(y)
     return jnp.concatenate(outputs, 1)

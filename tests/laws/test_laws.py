@@ -17,7 +17,6 @@ from tests.laws import oracle
 from tests.laws.cells import (
     BATCH,
     DOCUMENTS,
-    FEW,
     LENGTH,
     PIECES,
     Block,
@@ -26,27 +25,33 @@ from tests.laws.cells import (
     inputs,
     leads,
     name_of,
+    plain,
     record,
     represents,
     sequences,
     specs,
     stream,
+    together,
     variables,
 )
 
 FIRST = [dict(name=name, **lookup.find(mixers.PACKAGE, name).examples[0])
          for name in lookup.names(mixers.PACKAGE)]
-ALIVE = grid("native", "partial")
+TOGETHER = [(stack, mixer) for mixer in FIRST for stack in together(mixer)]
+ALIVE = grid("native", "partial", also=TOGETHER)
 
 
 def _forms_today(position, mixer) -> bool:
-    """Every kind of lanes on one mixer of each family; on the others, nothing, turned and faded."""
-    if mixer not in FIRST or not represents(position):
+    """Every kind of lanes on one mixer of each family; on the others a rotation and a gate."""
+    if mixer not in FIRST:
         return False
-    return position["name"] in FEW or leads(mixer) and in_layers(position["name"])
+    if isinstance(position, list):
+        return position == plain(mixer)
+    return leads(mixer) and represents(position) and in_layers(position["name"])
 
 
-CLASSES = grid("native", "partial", everyday=_forms_today)
+CLASSES = grid("native", "partial", everyday=_forms_today,
+               also=[(plain(mixer), mixer) for mixer in FIRST])
 
 
 def close(actual, wanted, tolerance, law):
@@ -68,16 +73,14 @@ def same_documents(position, mixer, tolerance):
     forms, x = forms_of(position, mixer), inputs()
     found = variables(Block(position, mixer), packed)
 
-    def run(found, x):
-        blocks = {form: Block(position, mixer, form) for form in forms}
-        outputs = {form: block.apply(found, x, packed)[0] for form, block in blocks.items()}
-        first = blocks[forms[0]]
-        pieces = stream(first, found, x, packed)
-        lonely = [first.apply(found, x[:, a:b], seq)[0]
-                  for (a, b), seq in zip(DOCUMENTS[:2], alone)]
-        return outputs, pieces, jnp.concatenate(lonely, 1)
-
-    outputs, pieces, lonely = jax.jit(run)(found, x)
+    blocks = {form: Block(position, mixer, form) for form in forms}
+    first = blocks[forms[0]]
+    outputs = jax.jit(lambda found, x: {
+        form: block.apply(found, x, packed)[0] for form, block in blocks.items()})(found, x)
+    pieces = stream(first, found, x, packed)
+    apply = jax.jit(first.apply)
+    lonely = jnp.concatenate([apply(found, x[:, a:b], seq)[0]
+                              for (a, b), seq in zip(DOCUMENTS[:2], alone)], 1)
     wanted = outputs[forms[0]]
     for form in forms[1:]:
         close(outputs[form], wanted, tolerance, f"law 1: {form} = {forms[0]}")

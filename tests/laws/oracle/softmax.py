@@ -1,4 +1,4 @@
-"""Softmax over the visible keys."""
+"""Softmax over the visible keys, perhaps beside a sink that takes its share and reads nothing."""
 
 import numpy as np
 
@@ -12,7 +12,9 @@ def core(inner, lanes, seq):
     for b in range(batch):
         rows = logits(inner, lanes, seq, b)
         for h in range(heads):
-            weights = np.exp(rows[h] - rows[h].max(1, keepdims=True))
-            weights /= weights.sum(1, keepdims=True)
+            sink = -np.inf if inner.get("sink") is None else inner["sink"][h]
+            top = np.maximum(rows[h].max(1, keepdims=True), sink)
+            weights = np.exp(rows[h] - top)
+            weights /= weights.sum(1, keepdims=True) + np.exp(sink - top)
             out[b, :, h] = read(weights, value[b, :, h * value.shape[2] // heads], lanes, seq, b)
     return out
