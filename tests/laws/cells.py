@@ -41,14 +41,15 @@ def specs(package: str) -> list[dict]:
 def grid(*statuses: str, everyday=None, also=()) -> list:
     """Test parameters (position, mixer) for the cells of the wanted statuses.
 
-    Each run takes the cells of `everyday`; the rest of the product, examples and all, stands
-    behind the marker `full`. also: further pairs, every one of them for each run.
+    Each run takes the cells of `everyday`; the rest of the product stands behind the marker
+    `full`: first examples with one another, every example of a scheme with a mixer of each family,
+    every example of a mixer with one scheme of each kind of lanes. also: further pairs.
     """
     everyday = everyday or _everyday
     stacks = [list(s) for s in STACKS
               if all(p["name"] in lookup.names(positions.PACKAGE) for p in positions.parts(s))]
     pairs = [(position, mixer) for position in [*specs(positions.PACKAGE), *stacks]
-             for mixer in specs(mixers.PACKAGE)]
+             for mixer in specs(mixers.PACKAGE) if _in_product(position, mixer)]
     found = {}
     for position, mixer in [*also, *pairs]:
         if record(position, mixer)["status"] in statuses:
@@ -61,6 +62,14 @@ def grid(*statuses: str, everyday=None, also=()) -> list:
 def _first(package: str, spec: dict) -> bool:
     example = lookup.find(package, spec["name"]).examples[0]
     return {k: v for k, v in spec.items() if k != "name"} == example
+
+
+def _in_product(position, mixer) -> bool:
+    if _first(mixers.PACKAGE, mixer):
+        return (isinstance(position, list) or _first(positions.PACKAGE, position)
+                or leads(mixer))
+    return position == {"name": "rope", **lookup.find(positions.PACKAGE, "rope").examples[0]} \
+        or represents(position)
 
 
 def _everyday(position, mixer) -> bool:
@@ -105,13 +114,19 @@ def _honoured(mixer, lanes) -> list[str]:
 
 def leads(mixer) -> bool:
     """Whether a mixer stands for its family: the one that honours most lane types."""
-    family = lambda name: lookup.find(mixers.PACKAGE, name).family
-    if family(mixer["name"]) == "stick":  # attention, normalised anew
-        return False
-    count = lambda name: sum(bool(support.forms) + (support.status == "native")
-                             for support in lookup.find(mixers.PACKAGE, name).supports.values())
-    alike = [name for name in lookup.names(mixers.PACKAGE) if family(name) == family(mixer["name"])]
-    return mixer["name"] == max(alike, key=count)  # of equals, the first
+    return mixer["name"] in _leaders()
+
+
+@functools.cache
+def _leaders() -> set[str]:
+    families = {}
+    for name in lookup.names(mixers.PACKAGE):
+        cls = lookup.find(mixers.PACKAGE, name)
+        known = sum(bool(support.forms) + (support.status == "native")
+                    for support in cls.supports.values())
+        families.setdefault(cls.family, []).append((known, name))
+    families.pop("stick", None)  # attention, normalised anew
+    return {max(found, key=lambda entry: entry[0])[1] for found in families.values()}
 
 
 def in_layers(name: str) -> bool:

@@ -22,11 +22,15 @@ REFUSED = {
               "Pairwise": "R3", "FeatureMap": "R3", "ValueTable": "R3", "LogitMap": "R11"},
     "diagonal": {"Householder": "R1", "Pairwise": "R1", "Temperature": "R1", "FeatureMap": "R1",
                  "ValueTable": "R1", "LogitMap": "R11"},
+    "lti": {**dict.fromkeys(("ContentRotation", "FeatureMap", "Householder", "Rowwise", "Pairwise",
+                             "Temperature", "ValueTable"), "R1"), "LogitMap": "R11"},
     "nonlinear": {**{lane.__name__: "R1" for lane in LANES if lane is not L.Separable},
                   "LogitMap": "R11"},
 }
 # family -> lane -> code of the note with which a lane binds although it changes nothing.
-NOTED = {"linear": {"Temperature": "R4"}, "delta": {"Temperature": "R4"}}
+NOTED = {"linear": {"Temperature": "R4"}, "delta": {"Temperature": "R4"},
+         "lti": dict.fromkeys(("Rotation", "ValueRotation", "Diagonal", "Separable",
+                               "EventuallyConstant"), "R6")}
 
 
 @pytest.mark.parametrize("name", lookup.names(mixers.PACKAGE))
