@@ -53,6 +53,8 @@ def test_mqar_is_the_protocol_of_the_paper():
     for part in (keys, values):  # without replacement
         assert all(len(set(row)) == 3 for row in part.tolist())
     assert (rows.answers.sum(1) == 3).all()  # every key once
+    seen = rows.inputs[:, :, None] == keys[:, None]
+    assert (seen.sum(1) == 2).all(), "filler repeats a key"
     where = np.nonzero(rows.answers)[1]
     assert (where >= 6).all() and (where % 2 == 0).all()
     # p(i) ~ 1/i over nine places without replacement: the first is asked with P = 0.664 +- 0.06.

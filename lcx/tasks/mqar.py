@@ -18,11 +18,13 @@ class Mqar:
     each key comes once more, at an even offset; the target there is its value, which never follows
     in the row itself. Offsets are drawn without replacement with p(i) proportional to i^(power-1),
     i counting pairs of tokens from 1: power 1 is uniform, near 0 most queries come early. All
-    other places hold a random token (`filler`), or token 0. Keys are tokens 1 .. V/2 - 1, values
-    V/2 .. V-1. A longer row has as many pairs, and more filler between them and the queries.
+    other places hold a random token (`filler`) that is no key of the row, or token 0. Keys are
+    tokens 1 .. V/2 - 1, values V/2 .. V-1. A longer row has as many pairs, and more filler between
+    them and the queries.
 
-    Unlike there, every training row is new (there: 100,000 rows, for 64 epochs), and V need not
-    exceed the length.
+    Unlike there, every training row is new (there: 100,000 rows, for 64 epochs), and filler never
+    repeats a key (there V = 8192 makes that rare; at a small V it would overwrite what a recurrent
+    mixer rightly remembers).
     """
 
     vocab_size: int = 256
@@ -54,7 +56,7 @@ class Mqar:
         places = np.arange(1, (length - 2 * pairs) // 2 + 1)
         at = 2 * pairs + 2 * _choose(draw, (self.power - 1) * np.log(places), count, pairs)
         inputs = draw.integers(self.vocab_size, size=(count, length), dtype=np.int32)
-        inputs *= self.filler
+        inputs *= self.filler & ~(inputs[:, :, None] == keys[:, None]).any(-1)
         inputs[:, 0:2 * pairs:2], inputs[:, 1:2 * pairs:2] = keys, values
         targets, answers = np.zeros_like(inputs), np.zeros(inputs.shape, bool)
         np.put_along_axis(inputs, at, keys.astype(np.int32), axis=1)
