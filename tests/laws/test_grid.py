@@ -18,6 +18,8 @@ REFUSED = {
     "softmax": {},
     "stick": {},
     "linear": {"LogitMap": "R11"},
+    "vector": {"LogitMap": "R11", "FeatureMap": "R10"},
+    "kernel": {"LogitMap": "R11"},
     "delta": {"Piecewise": "R3", "EventuallyConstant": "R3", "Toeplitz": "R3", "Rowwise": "R3",
               "Pairwise": "R3", "FeatureMap": "R3", "ValueTable": "R3", "LogitMap": "R11"},
     "diagonal": {"Householder": "R1", "Pairwise": "R1", "Temperature": "R1", "FeatureMap": "R1",
@@ -28,7 +30,9 @@ REFUSED = {
                   "LogitMap": "R11"},
 }
 # family -> lane -> code of the note with which a lane binds although it changes nothing.
-NOTED = {"linear": {"Temperature": "R4"}, "delta": {"Temperature": "R4"},
+NOTED = {"linear": {"Temperature": "R4"},
+         "vector": {"Temperature": "R4", "Rotation": "R10", "ContentRotation": "R10"},
+         "delta": {"Temperature": "R4"},
          "lti": dict.fromkeys(("Rotation", "ValueRotation", "Diagonal", "Separable",
                                "EventuallyConstant"), "R6")}
 

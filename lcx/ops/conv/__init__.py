@@ -1,5 +1,7 @@
-"""Causal depthwise convolution over a short window, in one call or streamed."""
+"""Causal convolutions of channels: over a short window, or with a kernel as long as the text."""
 
+from lcx.ops.conv.long import long_conv
+from lcx.ops.conv.modes import Modes, mode_conv
 from lcx.ops.conv.short import ConvState, init_state, short_conv
 
-__all__ = ["ConvState", "init_state", "short_conv"]
+__all__ = ["ConvState", "Modes", "init_state", "long_conv", "mode_conv", "short_conv"]

@@ -1,0 +1,99 @@
+"""Long convolutions against sums over pairs, with and without documents; kernels of modes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lcx.ops.conv import Modes, long, long_conv, mode_conv
+
+RNG = np.random.default_rng(0)
+
+
+def loop(x, kernel, document):
+    """[B,T,C] by [L,C], token by token."""
+    out = np.zeros(x.shape)
+    for b in range(x.shape[0]):
+        owner = document[b if document.shape[0] > 1 else 0]
+        for i in range(x.shape[1]):
+            for j in range(i + 1):
+                if owner[i] == owner[j]:
+                    out[b, i] += kernel[i - j] * x[b, j]
+    return out
+
+
+@pytest.mark.parametrize("length,bounds", [
+    (1, ()), (7, ()), (21, ()), (21, (8,)), (37, (5, 6, 20)), (64, (31, 33)), (70, (16, 48, 69))])
+def test_long_conv_never_reads_another_document(x64, length, bounds):
+    x, kernel = RNG.normal(size=(2, length, 3)), RNG.normal(size=(length + 4, 3))
+    document = np.zeros((2, length), int)
+    for bound in bounds:
+        document[0, bound:] += 1  # the second row is one document
+    given = jnp.asarray(document) if bounds else None
+    wanted = loop(x, kernel, document)
+    for run in (long_conv, long.naive):
+        np.testing.assert_allclose(run(jnp.asarray(x), jnp.asarray(kernel), given), wanted,
+                                   atol=1e-11)
+
+
+def test_long_conv_gradients_are_those_of_the_pairs(x64):
+    x, kernel = (jnp.asarray(RNG.normal(size=s)) for s in ((2, 19, 2), (19, 2)))
+    document = jnp.asarray([[0] * 9 + [1] * 10])
+    for given in (None, document):
+        loss = lambda run, given=given: jax.grad(
+            lambda x, k: jnp.sum(jnp.sin(run(x, k, given))), argnums=(0, 1))(x, kernel)
+        for got, wanted in zip(loss(long_conv), loss(long.naive)):
+            np.testing.assert_allclose(got, wanted, atol=1e-11)
+
+
+def test_long_conv_widens_what_is_narrow_and_says_what_does_not_fit():
+    x, kernel = jnp.ones((1, 300, 1), jnp.bfloat16), jnp.ones((300, 1))
+    y = long_conv(x, kernel)
+    assert y.dtype == jnp.float32
+    np.testing.assert_allclose(y[0, :, 0], np.arange(1, 301), rtol=1e-5)  # bfloat16 ends at 256
+    with pytest.raises(ValueError, match="distances"):
+        long_conv(x, kernel[:299])
+    with pytest.raises(ValueError, match="document"):
+        long_conv(x, kernel, jnp.zeros((1, 299), int))
+
+
+def modes_loop(pole, weight, x, fade, start):
+    state, out = np.zeros((*x.shape[::2], pole.shape[-1]), complex), np.zeros(x.shape)
+    for t in range(x.shape[1]):
+        state = np.where(start[:, t, None, None], 0, state)
+        state = np.exp(pole + fade[:, t, :, None]) * state + x[:, t, :, None]
+        out[:, t] = (weight * state).sum(-1).real
+    return out, state
+
+
+def test_modes_run_whole_in_chunks_and_step_by_step(x64):
+    length = 23
+    pole = -0.3 * RNG.random((3, 2)) + 1j * RNG.normal(size=(3, 2))
+    weight = RNG.normal(size=(3, 2)) + 1j * RNG.normal(size=(3, 2))
+    x, fade = RNG.normal(size=(2, length, 3)), -RNG.random((2, length, 3))
+    start = np.zeros((2, length), bool)
+    start[:, 0] = start[0, 9] = start[0, 10] = True
+    wanted, last = modes_loop(pole, weight, x, fade, start)
+    modes = Modes(jnp.asarray(pole), jnp.asarray(weight))
+    taps = (weight * np.exp(np.arange(5)[:, None, None] * pole)).sum(-1).real
+    np.testing.assert_allclose(modes.taps(5), taps, atol=1e-12)
+    given = dict(log_decay=jnp.asarray(fade), start=jnp.asarray(start))
+    for options in (dict(form="recurrent"), dict(chunk=5), dict(chunk=64), dict(chunk=1)):
+        y, state = mode_conv(modes, jnp.asarray(x), **given, **options)
+        np.testing.assert_allclose(y, wanted, atol=1e-12)
+        np.testing.assert_allclose(state[..., 0] + 1j * state[..., 1], last, atol=1e-12)
+    state, parts = None, []
+    for a, b in ((0, 6), (6, 7), (7, 23)):
+        cut = {name: array[:, a:b] for name, array in given.items()}
+        y, state = mode_conv(modes, jnp.asarray(x[:, a:b]), state=state, chunk=4, **cut)
+        parts.append(y)
+    np.testing.assert_allclose(np.concatenate(parts, 1), wanted, atol=1e-12)
+    document = jnp.cumsum(given["start"], 1)
+    plain, _ = mode_conv(modes, jnp.asarray(x), start=given["start"], chunk=4)
+    np.testing.assert_allclose(long_conv(jnp.asarray(x), modes.taps(length), document), plain,
+                               atol=1e-12)
+    loss = lambda m, form: jnp.sum(jnp.sin(mode_conv(m, jnp.asarray(x), form=form, chunk=4,
+                                                     **given)[0]))
+    for got, want in zip(*(jax.tree.leaves(jax.grad(loss)(modes, form))
+                           for form in ("chunked", "recurrent"))):
+        np.testing.assert_allclose(got, want, atol=1e-10)
