@@ -20,6 +20,7 @@ REFUSED = {
     "linear": {"LogitMap": "R11"},
     "vector": {"LogitMap": "R11", "FeatureMap": "R10"},
     "kernel": {"LogitMap": "R11"},
+    "slots": {"LogitMap": "R11"},
     "delta": {"Piecewise": "R3", "EventuallyConstant": "R3", "Toeplitz": "R3", "Rowwise": "R3",
               "Pairwise": "R3", "FeatureMap": "R3", "ValueTable": "R3", "LogitMap": "R11"},
     "diagonal": {"Householder": "R1", "Pairwise": "R1", "Temperature": "R1", "FeatureMap": "R1",
