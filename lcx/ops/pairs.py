@@ -63,14 +63,18 @@ class Keys:
 
 
 def mask(queries: L.Sequence, keys: L.Sequence, *, causal: bool = True,
-         window: int | None = None) -> jax.Array:
-    """Which keys a query may read: [B,T,S] bool, by arrival order and segment, never by slot."""
+         window: int | None = None, sinks: int = 0) -> jax.Array:
+    """Which keys a query may read: [B,T,S] bool, by arrival order and segment, never by slot.
+
+    sinks: so many first tokens of a document are read from anywhere behind them.
+    """
     query_order, key_order = queries.order[..., :, None], keys.order[..., None, :]
     allowed = key_order >= 0
     if causal:
         allowed &= key_order <= query_order
     if window is not None:
-        allowed &= key_order > query_order - window
+        near = key_order > query_order - window
+        allowed &= near | (keys.index < sinks)[..., None, :] if sinks else near
         if not causal:
             allowed &= key_order < query_order + window
     if queries.segment is not None:

@@ -122,12 +122,19 @@ def piece_matrix(transport: L.Piecewise, ids, i, j, size):
 
 
 def allowed(inner, seq, b) -> np.ndarray:
-    """Causal, same document, inside the window."""
+    """Causal, same document, inside the window or among its first tokens (sinks)."""
     segment, length = row(seq.segment, b), seq.order.shape[1]
     i, j = np.arange(length)[:, None], np.arange(length)[None]
     mask = (j <= i) & (segment[:, None] == segment[None])
     window = inner.get("window")
-    return mask if window is None else mask & (i - j < window)
+    if window is None:
+        return mask
+    return mask & ((i - j < window) | (place(segment) < int(inner.get("sinks", 0)))[None])
+
+
+def place(segment) -> np.ndarray:
+    """How many tokens of the same document lie before each."""
+    return np.array([int((segment[:t] == segment[t]).sum()) for t in range(len(segment))])
 
 
 def bias(inner, lanes, seq, b, h, heads) -> np.ndarray:
@@ -156,6 +163,8 @@ def bias(inner, lanes, seq, b, h, heads) -> np.ndarray:
             total += np.asarray(lane.kernel(lane.params, tile))[b, h]
         else:
             raise AssertionError(f"no oracle for {lane}")
+    if inner.get("sinks"):  # no bias reaches them
+        total[:, place(row(seq.segment, b)) < int(inner["sinks"])] = 0.0
     return total
 
 
