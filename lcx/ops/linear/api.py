@@ -16,6 +16,7 @@ def linear_attention(
     log_decay: jax.Array | None = None,
     erase: jax.Array | None = None,
     beta: jax.Array | None = None,
+    write: jax.Array | None = None,
     rotation: jax.Array | None = None,
     interleaved: bool = False,
     state: jax.Array | None = None,
@@ -25,15 +26,17 @@ def linear_attention(
 ) -> tuple[jax.Array, jax.Array]:
     """Runs S_t = H_t D_t R_t S_{t-1} + k_t v_t^T, o_t = q_t^T S_t: turn, decay, erase, write.
 
-    R_t turns channel pairs; D_t = diag(exp(log_decay_t)); H_t = I - beta_t w_t w_t^T with
-    w = erase. Special cases: retention, Lightning, SSD and simple GLA (arXiv 2312.06635) have a
-    scalar log_decay; GLA a log_decay per channel; DeltaNet (arXiv 2406.06484) and gated DeltaNet
-    (arXiv 2412.06464) have erase = k and key = beta * k, which key=None says without computing the
-    product twice; KDA (arXiv 2510.26692) adds a per-channel decay. No scale, no feature map and no
-    norm inside.
+    R_t turns channel pairs; D_t = diag(exp(log_decay_t)); H_t = I - beta_t w_t e_t^T with
+    e = erase and w = write, which is e where it is not given. Special cases: retention, Lightning,
+    SSD and simple GLA (arXiv 2312.06635) have a scalar log_decay; GLA a log_decay per channel;
+    DeltaNet (arXiv 2406.06484) and gated DeltaNet (arXiv 2412.06464) have erase = k and
+    key = beta * k, which key=None says without computing the product twice; KDA (arXiv 2510.26692)
+    adds a per-channel decay; RWKV-7 (arXiv 2503.14456) has three different vectors. No scale, no
+    feature map and no norm inside.
 
     Args:
-      query, key, erase: [B,T,H,K]. Heads are already expanded. key=None writes beta * erase.
+      query, key, erase, write: [B,T,H,K]. Heads are already expanded. key=None writes
+        beta * write. An erase that shall read the state before its decay is divided by it.
       value: [B,T,H,V].
       log_decay: [B,T,H], or [B,T,H,K] per channel; <= 0. Integrated inside a chunk, in at least
         float32. Anything below the log of the smallest normal number, -inf included, forgets all.
@@ -59,12 +62,12 @@ def linear_attention(
         raise ValueError(f"form is {form!r}: choose 'chunked' or 'recurrent'")
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}: give at least one token")
-    _check_shapes(query, key, value, log_decay, erase, beta, rotation, state, start)
+    _check_shapes(query, key, value, log_decay, erase, beta, write, rotation, state, start)
     if log_decay is not None and log_decay.ndim == 3:
         log_decay = log_decay[..., None]
     if start is not None:
         start = jnp.broadcast_to(start, query.shape[:2])
-    inputs = Inputs(query, key, value, log_decay, erase, beta, start, rotation)
+    inputs = Inputs(query, key, value, log_decay, erase, beta, start, rotation, write)
     batch, length, num_heads, head_dim = query.shape
     dtype = inputs.state_dtype
     if state is None:
@@ -78,7 +81,7 @@ def linear_attention(
         turned = 2 * rotation.shape[-1]
         inputs = inputs._replace(**{
             name: _halves(getattr(inputs, name), -1, turned)
-            for name in ("query", "key", "erase", "log_decay")})
+            for name in ("query", "key", "erase", "write", "log_decay")})
         state = _halves(state, -2, turned)
     if form == "recurrent" or length == 1:
         out, state = recurrent(inputs, state)
@@ -104,7 +107,8 @@ def _interleave(state: jax.Array, turned: int) -> jax.Array:
     return jnp.concatenate([pairs, state[..., turned:, :]], -2)
 
 
-def _check_shapes(query, key, value, log_decay, erase, beta, rotation, state, start) -> None:
+def _check_shapes(query, key, value, log_decay, erase, beta, write, rotation, state,
+                  start) -> None:
     if query.ndim != 4 or value.shape[:3] != query.shape[:3] or value.ndim != 4:
         raise ValueError(
             f"query {query.shape} and value {value.shape} must be [B,T,H,K] and [B,T,H,V] "
@@ -113,12 +117,14 @@ def _check_shapes(query, key, value, log_decay, erase, beta, rotation, state, st
     batch, length, num_heads, head_dim = query.shape
     if (erase is None) != (beta is None):
         raise ValueError("erase and beta go together: pass both, or neither for plain attention")
-    if key is None and erase is None:
-        raise ValueError("key=None means beta * erase: pass erase and beta, or pass a key")
+    if (key is None or write is not None) and erase is None:
+        raise ValueError("key=None means beta * erase: pass erase and beta, or pass a key; write "
+                         "needs an erase too")
     heads = (batch, length, num_heads)
     expected = {
         "key": (key, [(*heads, head_dim)]),
         "erase": (erase, [(*heads, head_dim)]),
+        "write": (write, [(*heads, head_dim)]),
         "beta": (beta, [heads]),
         "log_decay": (log_decay, [heads, (*heads, head_dim)]),
         "state": (state, [(batch, num_heads, head_dim, value.shape[-1])]),

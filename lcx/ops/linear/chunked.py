@@ -1,9 +1,9 @@
 """The linear recurrence as matmuls: chunks in parallel, a scan over their states (BWY/UT form).
 
 With G_i the decay summed from the chunk's start, S the incoming state and e_i the row that the
-erase of token i adds along w_i,
+erase of token i adds along w_i (r_i its `erase`, w_i its `write`: often one vector),
   S_i = exp(G_i) S + sum_{j<=i} exp(G_i - G_j) (k_j v_j^T + w_j e_j^T)
-  e_i = -beta_i w_i^T (exp(G_i) S + sum_{j<i} exp(G_i - G_j) (k_j v_j^T + w_j e_j^T)),
+  e_i = -beta_i r_i^T (exp(G_i) S + sum_{j<i} exp(G_i - G_j) (k_j v_j^T + w_j e_j^T)),
 so that the e of one chunk solve a unit lower triangular system whose matrix does not know S.
 All of that is done for a span of chunks at once; only S -> e -> next S is sequential.
 Where the write is beta w v^T (the delta rule), u = e + beta v takes the place of both sums.
@@ -91,8 +91,9 @@ def _span(state: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
         state, before, _ = _scan_states(state, decay, write, None, None, None, operand)
     else:
         erase = heads_first(inputs.erase)
+        along = erase if inputs.write is None else heads_first(inputs.write)
         beta = jnp.swapaxes(inputs.beta, 2, 3).astype(dtype)[..., None]
-        inverse = unit_lower_inverse(beta * decay.product(erase, erase, strict=True))
+        inverse = unit_lower_inverse(beta * decay.product(erase, along, strict=True))
         inverse = cast(inverse * jnp.swapaxes(beta, -1, -2))
         if key is None:
             known = attend(inverse, cast(value))
@@ -100,11 +101,11 @@ def _span(state: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
             known = attend(cast(decay.product(erase, key, strict=True)), cast(value))
             known = -attend(inverse, cast(known))
         reads = multiply("bnhij,bnhjk->bnhik", inverse, cast(decay.from_start(erase)))
-        ends = decay.to_end(erase)
+        ends = decay.to_end(along)
         state, before, row = _scan_states(
             state, decay, write, cast(reads), known, cast(ends), operand
         )
-        out = out + attend(cast(decay.product(query, erase)), cast(row))
+        out = out + attend(cast(decay.product(query, along)), cast(row))
     reads = cast(decay.from_start(query))
     out = out + multiply("bnhik,bnhkv->bnhiv", reads, cast(before))
     return state, heads_first(out)

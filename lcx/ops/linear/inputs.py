@@ -10,8 +10,8 @@ class Inputs(NamedTuple):
     """Per-token operands, batch first; an absent field is None (an empty pytree).
 
     query, key, erase [B,T,H,K]; value [B,T,H,V]; log_decay [B,T,H,1 or K]; beta [B,T,H];
-    start [B,T] bool; rotation [B,T,H,P] of channel pairs (m, m + P). key None means the delta
-    rule's own write, beta * erase.
+    start [B,T] bool; rotation [B,T,H,P] of channel pairs (m, m + P); write [B,T,H,K]: along what
+    the erase acts, erase itself if None. key None means the delta rule's own write, beta * write.
     """
 
     query: jax.Array
@@ -22,6 +22,7 @@ class Inputs(NamedTuple):
     beta: jax.Array | None
     start: jax.Array | None
     rotation: jax.Array | None = None
+    write: jax.Array | None = None
 
     @property
     def state_dtype(self) -> jnp.dtype:

@@ -17,14 +17,15 @@ def recurrent(inputs: Inputs, state: jax.Array) -> tuple[jax.Array, jax.Array]:
         if token.log_decay is not None:
             state = jnp.exp(token.log_decay)[..., None] * state
         write = token.value
+        along = token.erase if token.write is None else token.write
         if token.erase is not None:
             read = jnp.einsum("bhk,bhkv->bhv", token.erase, state)
             erased = token.beta[..., None] * read
             if token.key is None:
                 write = token.beta[..., None] * write - erased
             else:
-                state = state - token.erase[..., None] * erased[..., None, :]
-        key = token.erase if token.key is None else token.key
+                state = state - along[..., None] * erased[..., None, :]
+        key = along if token.key is None else token.key
         state = state + key[..., None] * write[..., None, :]
         return state, jnp.einsum("bhk,bhkv->bhv", token.query, state)
 
