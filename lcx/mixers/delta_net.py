@@ -51,14 +51,10 @@ class DeltaNet(DeltaMixer):
         query, key = unit(query) * dim**-0.5, unit(key)
         beta = self.max_beta * nn.sigmoid(wide(Dense((heads,), ("heads",), name="beta")(x)))
 
-        lanes, carry = self.see(x, seq, None if state is None else state.carry, shared)
-        out, memory, segment = self.recur(query.astype(x.dtype), key.astype(x.dtype), value, seq,
-                                          lanes, state, beta=beta)
+        out, state = self.mix(query, key, value, x, seq, state, shared, tail, beta=beta)
         out = RmsNorm("value_dim", eps=1e-5, name="norm")(out)
         out = Dense((self.width,), ("width",), ("heads", "value_dim"), scale=self.output_scale,
                     name="out")(out)
-        if state is not None:
-            state = state.replace(memory=memory, conv=tail, segment=segment, carry=carry)
         return out, state
 
     def init_state(self, batch: int, max_length: int, dtype=jnp.float32) -> Any:

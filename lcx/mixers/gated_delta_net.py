@@ -55,15 +55,12 @@ class GatedDeltaNet(DeltaMixer):
         rate = wide(Dense((heads,), ("heads",), name="rate")(x)) + per_head("dt_bias", step_bias)
         log_decay = -jnp.exp(per_head("a_log", log_rate(0.01))) * nn.softplus(rate)
 
-        lanes, carry = self.see(x, seq, None if state is None else state.carry, shared)
-        out, memory, segment = self.recur(query.astype(x.dtype), key.astype(x.dtype), value, seq,
-                                          lanes, state, beta=beta, log_decay=log_decay)
+        out, state = self.mix(query, key, value, x, seq, state, shared, tail,
+                              beta=beta, log_decay=log_decay)
         gate = Dense((heads, value_dim), ("heads", "value_dim"), name="gate")(x)
         out = RmsNorm("value_dim", name="norm")(out) * nn.silu(gate)
         out = Dense((self.width,), ("width",), ("heads", "value_dim"), scale=self.output_scale,
                     name="out")(out)
-        if state is not None:
-            state = state.replace(memory=memory, conv=tail, segment=segment, carry=carry)
         return out, state
 
     def init_state(self, batch: int, max_length: int, dtype=jnp.float32) -> Any:
