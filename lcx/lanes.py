@@ -73,13 +73,17 @@ class Piecewise:
     """Class PW: a rotation whose id map depends on the pair (ReRoPE, Self-Extend, DCA).
 
     select(params, query_ids [...,T,1], key_ids [...,1,S]) -> piece number of each pair;
-    pieces: one (query map, key map) each, functions (params, ids) -> ids.
+    pieces: one (query map, key map) each, functions (params, ids) -> ids; window: distance of ids
+    from which every pair of the past is of piece `far`, so that a recurrence may forget the ids of
+    its inputs. None: there is no such distance.
     """
 
     rotation: Rotation
     params: Any
     select: Callable = struct.field(pytree_node=False)
     pieces: tuple[tuple[Callable, Callable], ...] = struct.field(pytree_node=False)
+    window: int | None = struct.field(pytree_node=False, default=None)
+    far: int = struct.field(pytree_node=False, default=1)
 
 
 @struct.dataclass

@@ -196,7 +196,8 @@ def test_rglru_golden_gate_and_its_bounded_root():
 
 @pytest.mark.parametrize("position,forms", [
     (dict(name="rope", fraction=0.5, interleaved=True), ("chunked", "step")), ("fox", FORMS),
-    (["fox", "t5_bias"], ("quadratic",))], ids=str)
+    (["fox", "t5_bias"], ("quadratic",)), (dict(name="rerope", window=3, fraction=0.5), FORMS),
+    (["rope", "t5_bias"], FORMS), (["rope", "kerple"], ("quadratic",))], ids=str)
 def test_rglru_runs_every_way_alike(x64, position, forms):
     cases.agree(cases.ways(dict(RGLRU, chunk=4), position, forms))
 
@@ -281,7 +282,6 @@ def refusal(spec, lane, form="auto"):
 @pytest.mark.parametrize("spec,code,lanes", [
     (GDN, "R3", ("toeplitz", "constant", "pairwise", "piecewise")),
     (RGLRU, "R1", ("householder", "pairwise", "temperature", "amplitude")),
-    (RGLRU, "unimplemented", ("piecewise", "both")),
     (LSTM, "R1", ("rotation", "householder", "piecewise", "toeplitz", "constant", "pairwise",
                   "temperature")),
 ], ids=lambda value: value["name"] if isinstance(value, dict) else None)
@@ -291,10 +291,9 @@ def test_refusals_carry_their_code_before_anything_compiles(spec, code, lanes):
 
 
 def test_a_form_that_a_lane_lacks_is_refused_by_name():
-    assert refusal(RGLRU, "rotation", "quadratic") == "R10"
     assert refusal(RGLRU, "toeplitz", "step") == "R2"
     assert refusal(RGLRU, "toeplitz", "chunked") == "unimplemented"
-    assert refusal(RGLRU, "constant", "step") == "unimplemented"
+    assert refusal(RGLRU, "piecewise", "step") == "R2"  # it says no window
     for spec in (GDN, RGLRU, LSTM):
         with pytest.raises(ConfigError, match="fast"):
             mixer = cases.build(spec, form="fast")

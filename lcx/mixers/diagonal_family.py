@@ -7,7 +7,6 @@ tied, VO-RoPE), and a static bias weighs u_j by exp(bias), which needs all pairs
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -23,45 +22,53 @@ from lcx.ops import pairs
 from lcx.ops.attention import cache
 from lcx.ops.conv import ConvState
 from lcx.ops.scan import diagonal_scan
+from lcx.ops.scan.of_lanes import (
+    ids_read,
+    pair_of,
+    rotation_of,
+    static_biases,
+    turn_of,
+    turning,
+)
+from lcx.ops.scan.ring import RingState, init_ring, ring_scan
+from lcx.ops.scan.turned import turned_scan
 from lcx.types import wide, wide_dtype
 
-_RING = "unimplemented: ring buffer of near inputs beside a delayed state"
-_UNTIED = ("R10 the gates of a channel pair differ, so that a pair's weight is a product of 2 x 2 "
-           "matrices without a closed form")
-_TURNS = Support((CHUNKED, STEP), {QUADRATIC: _UNTIED})
+_ALL = Support((QUADRATIC, CHUNKED, STEP))
+_NO_RING = "R2 there is no distance from which its inputs need no ids of their own"
 SUPPORTS = {
-    L.Rotation: _TURNS,
-    L.ContentRotation: _TURNS,
-    L.ValueRotation: _TURNS,
-    L.Diagonal: Support((QUADRATIC, CHUNKED, STEP)),
-    L.Separable: Support((QUADRATIC, CHUNKED, STEP)),
-    L.EventuallyConstant: Support((QUADRATIC,), {CHUNKED: _RING, STEP: _RING}),
+    L.Rotation: _ALL,
+    L.ContentRotation: _ALL,
+    L.ValueRotation: _ALL,
+    L.Diagonal: _ALL,
+    L.Separable: _ALL,
+    L.EventuallyConstant: _ALL,
     L.Toeplitz: Support((QUADRATIC,), {
         CHUNKED: "unimplemented: FFT form", STEP: "R2 the kernel has no finite-rank state"}),
     L.Rowwise: Support((QUADRATIC,), {
         CHUNKED: "R2 the weight of an input changes with the reader",
         STEP: "R2 the kernel has no finite-rank state"}),
+    L.Piecewise: _ALL,
     L.FeatureMap: refuses("R1", "there are no queries and keys to map"),
     L.ValueTable: refuses("R1", "there are no weights of pairs to sum by distance"),
     L.LogitMap: refuses("R11", "an operator on the logits of a row needs a softmax over them"),
     L.Householder: refuses("R1", "channels never mix: there is no query-key product to transport"),
     L.Pairwise: refuses("R1", "there are no queries and keys for its kernel to read"),
     L.Temperature: refuses("R1", "there is no query-key product to scale"),
-    L.Piecewise: Support(reason="value pairs with untied gates turn between decays, so that near "
-                         "and far ids need a ring buffer of inputs beside a delayed state"),
 }
 _AMPLITUDE = ("the rotation scales the query-key product (amplitude), and this mixer has none; "
               "choose a scheme without it")
-_FORM = {"auto": None, QUADRATIC: "quadratic", CHUNKED: "chunked", STEP: "scan"}
+_FORM = {"auto": None, QUADRATIC: None, CHUNKED: "chunked", STEP: "scan"}
 _CHUNK = 64  # queries whose pairs are weighed at once
 
 
 @struct.dataclass
 class DiagonalState:
-    """memory: h [B,H,K] wide, or a cache of inputs and gates where a bias weighs pairs; conv: the
+    """memory: h [B,H,K] wide; or a ring of near inputs where a pair of ids decides for a while; or
+    a cache of inputs and gates where a bias weighs all pairs; conv: the
     inputs that a short convolution still reads; last: ids and segment; carry: the scheme's."""
 
-    memory: jax.Array | cache.KeyCache
+    memory: jax.Array | RingState | cache.KeyCache
     conv: ConvState | None
     last: L.Last
     carry: Any
@@ -72,6 +79,7 @@ class DiagonalMixer(Mixer):
 
     family = "diagonal"
     supports = SUPPORTS
+    turns = False  # whether the mixer itself turns what it remembers
 
     def channel_site(self, channels: int | None) -> L.Site:
         """The site of `num_heads` groups of the recurrence's channels (width if None)."""
@@ -97,16 +105,13 @@ class DiagonalMixer(Mixer):
 
     def advance(self, seq: L.Sequence, lanes: L.Lanes, state: DiagonalState | None, batch: int):
         """Steps of the ids [1 or B,T,A], segment starts [1 or B,T], the last token."""
-        axes = lanes.axes
-        ids = seq.ids[..., :axes]
-        ids = jnp.broadcast_to(ids, (*ids.shape[:-1], axes))
-        last = L.nothing_seen(batch, axes) if state is None else state.last
-        return L.advance(seq.replace(ids=ids), last)
+        last = L.nothing_seen(batch, lanes.axes) if state is None else state.last
+        return L.advance(seq.replace(ids=ids_read(seq, lanes)), last)
 
     def recur(self, log_decay: jax.Array, value: jax.Array, seq: L.Sequence, lanes: L.Lanes,
               step: jax.Array, starts: jax.Array, memory: Any):
         """log_decay (<= 0), value [B,T,H,K] -> h [B,T,H,K] wide and the next memory (or None)."""
-        self.sow("intermediates", "inner", dict(log_decay=log_decay, value=value))
+        self.sow("intermediates", "inner", dict(log_decay=log_decay, value=value, lanes=lanes))
         if isinstance(lanes.transport, L.Diagonal):
             fade = wide(lanes.transport.increment)
             spare = value.shape[-1] - fade.shape[-1]
@@ -114,92 +119,83 @@ class DiagonalMixer(Mixer):
         for bias in lanes.bias:
             if isinstance(bias, L.Separable):
                 log_decay = log_decay + wide(bias.increment)[..., None]
-        if self.over_pairs(lanes):
+        before, like, rotation = memory, lambda new, old: new.astype(old.dtype), turning(lanes)
+        way, window = self.way(lanes, memory is not None)
+        if way == "pairs":
             out, memory = _over_pairs(log_decay, value, seq, lanes, memory, self.chunk or _CHUNK)
+        elif way == "ring":
+            if memory is not None:
+                window = memory.value.shape[1]
+            out, memory = ring_scan(
+                log_decay, value, ids_read(seq, lanes), pair_of(lanes), window or value.shape[1],
+                rotation=turn_of(lanes, seq, step), start=starts, state=memory,
+                form=_FORM[self.form])
+        elif self.form == QUADRATIC and rotation is None:
+            out, memory = diagonal_scan(log_decay, value, start=starts, state=before,
+                                        form="quadratic")
         else:
-            before = memory
-            out, memory = self._scan(log_decay, value, _turning(lanes), step, starts, before)
-            memory = None if before is None else memory.astype(before.dtype)
+            out, memory = turned_scan(
+                log_decay, value, turn_of(lanes, seq, step), start=starts, state=before,
+                interleaved=rotation is not None and rotation.interleaved, form=_FORM[self.form])
+        memory = None if before is None else jax.tree.map(like, memory, before)
         self.sow("intermediates", "outer", out)
         return out, memory
 
     @classmethod
     def support(cls, lane: Any, among: L.Lanes | None = None) -> Support:
-        turning = None if isinstance(lane, type) else _rotation(lane)
-        if turning is None:
+        if isinstance(lane, type):
             return super().support(lane, among)
-        if getattr(turning, "amplitude", None) is not None:
+        piecewise = isinstance(lane, L.Piecewise)
+        rotation = lane.rotation if piecewise else rotation_of(lane)
+        if getattr(rotation, "amplitude", None) is not None:
             return refuses("R1", _AMPLITUDE)
-        if among is not None and _weighs_pairs(among):
-            return Support(reason="beside a bias that weighs pairs, a turned input would have to "
-                                  "be kept for every past token")
-        if among is not None and lane is among.value and _rotation(among.transport) is not None:
+        if among is not None and lane is among.value and rotation is not None and (
+                rotation_of(among.transport) or isinstance(among.transport, L.Piecewise)):
             return Support(reason="two rotations of one value: their angles would have to be added")
-        return _TURNS  # a Diagonal with a rotation too
+        if piecewise and lane.window is None:
+            return Support((QUADRATIC,), {CHUNKED: _NO_RING, STEP: _NO_RING})
+        return super().support(lane, among)
 
-    def over_pairs(self, lanes: L.Lanes) -> bool:
-        """Whether these lanes need the weights of all pairs, and so a cache of inputs.
+    def way(self, lanes: L.Lanes, streaming: bool) -> tuple[str, int | None]:
+        """How these lanes are computed, and the tokens that must keep their ids (None: all).
 
-        Raises Refusal or Unimplemented where the form that was asked for does not exist.
+        "scan": the recurrence; "ring": beside inputs that keep their ids; "pairs": weights of all
+        pairs in closed form. Raises Refusal or Unimplemented where the form does not exist.
         """
         for lane in lanes.values():
             self.check_form(lane)
-        return _weighs_pairs(lanes)
-
-    def _scan(self, log_decay, value, rotation, step, starts, before):
-        """The recurrence itself; the rotated channels and the rest run beside each other."""
-        run = functools.partial(diagonal_scan, start=starts, form=_FORM[self.form])
-        if rotation is None:
-            return run(log_decay, value, state=before)
-        if isinstance(rotation, L.ContentRotation):
-            angle = -wide(rotation.step)
-        else:
-            angle = -L.phase(rotation, step)[:, :, None]
-        width = 2 * angle.shape[-1]
-        if width > value.shape[-1]:
-            raise ValueError(f"the rotation turns {width} channels, the mixer offers "
-                             f"{value.shape[-1]}")
-        # A query at i would see u_j turned back by id_i - id_j, hence the sign.
-        angle = jnp.broadcast_to(angle, (*value.shape[:-1], width // 2))
-        halves = _halves if rotation.interleaved else lambda x: x
-        wholes = _interleave if rotation.interleaved else lambda x: x
-        turned = lambda x: None if x is None else halves(x[..., :width])
-        rest = lambda x: None if x is None else x[..., width:]
-        parts = [run(turned(log_decay), turned(value), state=turned(before), rotation=angle)]
-        parts[0] = jax.tree.map(wholes, parts[0])
-        if width < value.shape[-1]:
-            parts.append(run(rest(log_decay), rest(value), state=rest(before)))
-        return tuple(jnp.concatenate(part, -1) for part in zip(*parts))
+        static, pieces = static_biases(lanes), isinstance(lanes.transport, L.Piecewise)
+        turns = self.turns or turning(lanes) is not None
+        settles = [lane.window if isinstance(lane, (L.EventuallyConstant, L.Piecewise)) else None
+                   for lane in (*static, *([lanes.transport] if pieces else []))]
+        if not settles:
+            unlike = self.form == QUADRATIC and turns and not streaming
+            return ("ring" if unlike else "scan"), None
+        bounded = self.form != QUADRATIC and None not in settles
+        if not bounded and not turns:
+            return "pairs", None
+        return "ring", max(1, *settles) if bounded else None
 
     def empty_state(self, batch: int, max_length: int,
                     conv: ConvState | None = None) -> DiagonalState:
         """The state before any token: h, or a cache of `max_length` inputs (`over_pairs`)."""
         site, (lanes, carry) = self.site(), self.structure(batch)
         shape = (site.num_heads, site.key_dim)
-        if self.over_pairs(lanes):
+        way, window = self.way(lanes, True)
+        if way == "pairs":
             nothing = jnp.zeros((batch, 1, *shape), wide_dtype())
             keys = pairs.Keys(nothing[..., :0], nothing, L.sequence(1, 1),
                               pairs.Integrals(_integral(nothing)))
             memory = cache.init(keys, batch, max_length)
+        elif way == "ring":
+            angles = None
+            if isinstance(lanes.transport, L.Piecewise):
+                angles = lanes.transport.rotation.frequency.shape[-1]
+            memory = init_ring(batch, window or max_length, *shape, angles, lanes.axes,
+                               wide_dtype())
         else:
             memory = jnp.zeros((batch, *shape), wide_dtype())
         return DiagonalState(memory, conv, L.nothing_seen(batch, lanes.axes), carry)
-
-
-def _weighs_pairs(lanes: L.Lanes) -> bool:
-    return any(isinstance(bias, (L.Toeplitz, L.Rowwise)) for bias in lanes.bias)
-
-
-def _rotation(lane) -> L.Rotation | L.ContentRotation | None:
-    """The rotation that a lane value is or brings along."""
-    if isinstance(lane, (L.Diagonal, L.ValueRotation)):
-        return lane.rotation
-    return lane if isinstance(lane, (L.Rotation, L.ContentRotation)) else None
-
-
-def _turning(lanes: L.Lanes) -> L.Rotation | L.ContentRotation | None:
-    """What turns the values: without queries and keys, a rotation of either is one of values."""
-    return _rotation(lanes.transport) or _rotation(lanes.value)
 
 
 def _over_pairs(log_decay, value, seq, lanes, memory, chunk):
@@ -208,7 +204,7 @@ def _over_pairs(log_decay, value, seq, lanes, memory, chunk):
     keys = pairs.Keys(value[..., :0], value, seq.replace(length=None), pairs.Integrals(total))
     if memory is not None:
         keys, _, memory = cache.append(memory, keys)
-    static = tuple(bias for bias in lanes.bias if isinstance(bias, (L.Toeplitz, L.Rowwise)))
+    static = static_biases(lanes)
     inputs = jnp.moveaxis(keys.value, 1, -1)[..., None, :]  # [B,H,K,1,S]
     batch, _, heads, size = value.shape
 
@@ -230,13 +226,3 @@ def _integral(log_decay: jax.Array, before: Integral | None = None) -> Integral:
     floor = math.log(jnp.finfo(log_decay.dtype).tiny)
     flat = log_decay.reshape(*log_decay.shape[:2], -1)
     return integrate(jnp.maximum(flat, floor), before)
-
-
-def _halves(x: jax.Array) -> jax.Array:
-    """Channel pairs (2m,2m+1) as (m,m+P)."""
-    return jnp.concatenate([x[..., 0::2], x[..., 1::2]], -1)
-
-
-def _interleave(x: jax.Array) -> jax.Array:
-    """Channel pairs (m,m+P) as (2m,2m+1)."""
-    return jnp.stack(jnp.split(x, 2, -1), -1).reshape(x.shape)

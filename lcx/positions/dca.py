@@ -62,6 +62,8 @@ class Dca(Rope):
                 "stride": np.array(float(stride)), "original_length": np.array(float(self.trained))}
 
     def rotation(self, seq: Sequence) -> Rotation:
+        if not self.gain:
+            return super().rotation(seq)
         scale = jnp.maximum(wide(seq.length) / self.number("original_length"), 1.0)
         return super().rotation(seq).replace(amplitude=self.gain * jnp.log(scale) + 1.0)
 
@@ -71,7 +73,8 @@ class Dca(Rope):
             raise ConfigError("dca has no positions for tokens to come: use it with a causal mixer")
         params = {"chunk": self.number("chunk"), "stride": self.number("stride")}
         pieces = ((inside, inside), (next_chunk, inside), (farther, inside))
-        return Lanes(Piecewise(self.rotation(seq), params, chunks_apart, pieces)), carry
+        return Lanes(Piecewise(self.rotation(seq), params, chunks_apart, pieces,
+                               window=2 * self.sizes()[1], far=2)), carry
 
 
 def chunks_apart(params, query_ids, key_ids):

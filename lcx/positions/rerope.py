@@ -53,7 +53,8 @@ class Rerope(Rope):
         pieces, select = (self.near(), self.far()), far_past
         if not self.site.causal:
             pieces, select = (*pieces, self.far()[::-1]), far_past_or_future
-        return Lanes(Piecewise(self.rotation(seq), self.params(), select, pieces)), carry
+        return Lanes(Piecewise(self.rotation(seq), self.params(), select, pieces,
+                               self.reach)), carry
 
 
 def far_past(params, query_ids, key_ids):

@@ -127,7 +127,7 @@ def test_the_future_mirrors_the_past_without_a_mask(spec, distance, x64):
 def test_amplitudes():
     g = lambda length, **options: float(speak(
         dict(name="dca", **options), L.sequence(1, 1, told_length=length),
-        train_length=4096)[0].transport.rotation.amplitude)
+        train_length=4096)[0].transport.rotation.amplitude or 1.0)
     assert g(65536) == 1 and g(4096, gain=0.05) == 1 and g(9, gain=0.05) == 1
     assert g(32768, gain=0.05) == pytest.approx(0.05 * np.log(8) + 1)
     spec = dict(name="shifted_rope", attention_factor=0.1 * np.log(2) + 1)
