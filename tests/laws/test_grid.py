@@ -23,6 +23,10 @@ REFUSED = {
     "kernel": {"LogitMap": "R11"},
     "slots": {"LogitMap": "R11"},
     "gau": {},
+    "flash": {"LogitMap": "R11"},
+    "len": {**dict.fromkeys(("Householder", "Piecewise", "Separable", "EventuallyConstant",
+                             "Toeplitz", "Rowwise", "Pairwise", "ValueTable"), "R1"),
+            "LogitMap": "R11"},
     "delta": {"Piecewise": "R3", "EventuallyConstant": "R3", "Toeplitz": "R3", "Rowwise": "R3",
               "Pairwise": "R3", "FeatureMap": "R3", "ValueTable": "R3", "LogitMap": "R11"},
     "diagonal": {"Householder": "R1", "Pairwise": "R1", "Temperature": "R1", "FeatureMap": "R1",
@@ -31,6 +35,7 @@ REFUSED = {
                              "Temperature", "ValueTable"), "R1"), "LogitMap": "R11"},
     "nonlinear": {**{lane.__name__: "R1" for lane in LANES if lane is not L.Separable},
                   "LogitMap": "R11"},
+    "gru": {**{lane.__name__: "R1" for lane in LANES}, "LogitMap": "R11"},
 }
 # family -> lane -> code of the note with which a lane binds although it changes nothing.
 NOTED = {"linear": {"Temperature": "R4"},
