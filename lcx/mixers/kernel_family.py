@@ -107,9 +107,9 @@ def remember(query, key, value, seq, lanes, carry, state: KeysState | None):
 
 
 def empty_cache(lanes, carry, site: L.Site, batch: int, max_length: int, value_dim: int, dtype,
-                window: int | None = None) -> KeysState:
+                value_heads: int | None = None, window: int | None = None) -> KeysState:
     """An empty cache of raw keys, with what the lanes keep beside them."""
-    like = cache.like(lanes, batch, site.num_kv_heads, site.key_dim, value_dim, dtype)
+    like = cache.like(lanes, batch, site.num_kv_heads, site.key_dim, value_dim, dtype, value_heads)
     return KeysState(cache.init(like, batch, max_length, window), carry)
 
 

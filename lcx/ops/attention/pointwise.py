@@ -28,9 +28,9 @@ def attend(queries: pairs.Queries, keys: pairs.Keys, lanes: L.Lanes, weigh: Call
 
     weigh(z, bias, query seq, key seq, rows) -> weights [B,H,T,S] of logits z (temperature x scale
     x transported products) and the sum of the bias lanes, 0 where there are none; both are finite
-    where a pair may not meet, whose weight is dropped. rows: a pytree of arrays [B,T,...] of the
-    queries. normalise(out, sum of the weights [B,T,H,1]) -> out, the weights taken without
-    transport unless `transported`.
+    where a pair may not meet, whose weight is dropped. An operator on the logits takes z + bias and
+    leaves no bias. rows: a pytree of arrays [B,T,...] of the queries. normalise(out, sum of the
+    weights [B,T,H,1]) -> out, the weights taken without transport unless `transported`.
     """
     batch, length, heads, _ = queries.query.shape
     value = keys.value
@@ -48,7 +48,13 @@ def attend(queries: pairs.Queries, keys: pairs.Keys, lanes: L.Lanes, weigh: Call
         bias = 0.0 if bias is None else jnp.where(allowed, bias, 0.0)
 
         def weights(scores):
-            found = weigh(scores * factor, bias, part.seq, keys.seq, rows)
+            logits, term = scores * factor, bias
+            if lanes.logits is not None:
+                logits = logits + bias
+                term = jnp.broadcast_to(bias, logits.shape)
+                logits = lanes.logits.function(lanes.logits.params, logits, term, allowed[:, 0])
+                term = 0.0
+            found = weigh(logits, term, part.seq, keys.seq, rows)
             return jnp.where(allowed, found, 0.0)
 
         found = weights(pairs.scores(part, keys, lanes.transport, rotary_dim))
