@@ -17,7 +17,15 @@ from flax import struct
 
 # Where tokens are, and how ids become angles, is part of the vocabulary.
 from lcx.phases import phase, running_phase, split_frequency  # noqa: F401
-from lcx.stream import Last, Sequence, advance, nothing_seen, sequence  # noqa: F401
+from lcx.stream import (  # noqa: F401
+    Last,
+    Sequence,
+    advance,
+    nothing_seen,
+    place_in_run,
+    sequence,
+    with_axis,
+)
 
 
 @dataclasses.dataclass(frozen=True)

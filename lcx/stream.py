@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from lcx.errors import ConfigError
 from lcx.types import wide, wide_dtype
 
 
@@ -85,3 +86,26 @@ def advance(seq: Sequence, last: Last) -> tuple[jax.Array, jax.Array, Last]:
     step = jnp.where(starts[..., None], 0.0, ids - previous)
     like = lambda new, old: jnp.broadcast_to(new, old.shape).astype(old.dtype)
     return step, starts, Last(like(ids[:, -1], last.ids), like(segment[:, -1], last.segment))
+
+
+def place_in_run(ends: jax.Array, starts: jax.Array, before: jax.Array) -> tuple[jax.Array, ...]:
+    """Each token's place in its run, from 0, [B,T] int32; and the place of the next token [B].
+
+    A run ends with a token of `ends` [B,T] and before one of `starts` (`advance`); the first token
+    goes on at `before` [B].
+    """
+    place = jnp.arange(ends.shape[1], dtype=jnp.int32)
+    begins = starts | jnp.pad(ends[:, :-1], ((0, 0), (1, 0)))
+    begin = jax.lax.cummax(jnp.where(begins, place, -before[:, None]), axis=1)
+    inside = place - begin
+    return inside, jnp.where(ends[:, -1], 0, inside[:, -1] + 1)
+
+
+def with_axis(seq: Sequence, axis: int, values: jax.Array) -> Sequence:
+    """The sequence with one more axis of ids, values [B,T]. Raises ConfigError if not the next."""
+    if axis != seq.ids.shape[-1]:
+        raise ConfigError(f"axis {axis} cannot be added to ids of {seq.ids.shape[-1]}: number the "
+                          "axes that schemes of a stack add in their order, from 1")
+    values = wide(values)[..., None]
+    ids = jnp.broadcast_to(seq.ids, (*values.shape[:-1], axis))
+    return seq.replace(ids=jnp.concatenate([ids, values], -1))

@@ -49,7 +49,8 @@ def check(model: LanguageModel) -> list[str]:
         if layer["mlp"] is not None:
             lookup.build(MLPS, layer["mlp"], width=model.width, parent=None)
         lanes, _ = mixer.structure()
-        positions.make_embed(layer["position"], model.width, model.train_length)
+        positions.make_embed(layer["position"], model.width, model.train_length,
+                             vocab_size=model.vocab_size)
         notes += mixers.bind(type(mixer), lanes)
     return notes
 

@@ -28,10 +28,12 @@ _POLICIES = {
 
 @struct.dataclass
 class ModelState:
-    """What a stream remembers: one state per layer of the period, stacked over depth."""
+    """What a stream remembers: one state per layer of the period, stacked over depth; what shared
+    schemes, and what schemes that read the tokens, remember."""
 
     layers: tuple
     shared: tuple
+    reads: tuple = ()
 
 
 class LanguageModel(nn.Module):
@@ -80,7 +82,8 @@ class LanguageModel(nn.Module):
         stack = lambda a: jnp.broadcast_to(a, (periods, *a.shape))
         shared = tuple(self._scheme(n).init_carry(batch) if self.share_position else ()
                        for n in range(len(self.layers)))
-        return ModelState(jax.tree.map(stack, one), shared)
+        reads = tuple(self._scheme(n).init_read(batch) for n in self._distinct())
+        return ModelState(jax.tree.map(stack, one), shared, reads)
 
     def _hidden(self, inputs, seq, state):
         init = nn.initializers.normal(1.0 / math.sqrt(self.width))
@@ -91,17 +94,15 @@ class LanguageModel(nn.Module):
         table = shard(table, "vocab width")  # before the gather, which would replicate it
         x = table.at[inputs].get(mode="fill", fill_value=jnp.nan)  # no token is ever clamped
         x = (x * math.sqrt(self.width)).astype(jnp.dtype(self.dtype))
-        seqs = self._remapped(seq)
-        embedded = {}
-        for layer, moved in zip(self.layers, seqs):
-            embedded.setdefault(repr(layer["position"]), (layer["position"], moved))
-        for number, (spec, moved) in enumerate(embedded.values()):
-            for embed in positions.make_embed(spec, self.width, self.train_length, number):
-                x = embed(x, moved)
+        seqs, reads = self._placed(inputs, seq, state)
+        for number, layer in enumerate(self._distinct()):
+            for embed in positions.make_embed(self.layers[layer]["position"], self.width,
+                                              self.train_length, number, self.vocab_size):
+                x = embed(x, seqs[layer], inputs)
         x = shard(x, "batch length _")
         shared, carries = self._shared(x, seqs, state)
         x, layers = self._stack(x, None if state is None else state.layers, seqs, shared)
-        state = None if state is None else ModelState(layers, carries)
+        state = None if state is None else ModelState(layers, carries, reads)
         return RmsNorm(name="final_norm")(x), state, head
 
     def _stack(self, x, states, seqs, shared):
@@ -115,15 +116,23 @@ class LanguageModel(nn.Module):
         body = scan(self.layers, common, _POLICIES[self.remat], name="layers")
         return body(x, states, seqs, shared)
 
-    def _remapped(self, seq: Sequence) -> tuple[Sequence, ...]:
-        """The sequence of each place in the pattern; each distinct scheme draws its ids once."""
+    def _placed(self, tokens, seq: Sequence, state) -> tuple[tuple[Sequence, ...], tuple]:
+        """The sequence of each place in the pattern, and what reading the tokens remembers; each
+        distinct scheme reads them, and draws its ids, once."""
         key = self.make_rng("position") if self.has_rng("position") else None
-        done: dict[str, Sequence] = {}
-        for number, layer in enumerate(self.layers):
-            name = repr(layer["position"])
-            if name not in done:
-                done[name] = self._scheme(number).remap(seq, key)
-        return tuple(done[repr(layer["position"])] for layer in self.layers)
+        done, after = {}, []
+        for place, number in enumerate(self._distinct()):
+            scheme = self._scheme(number)
+            before = scheme.init_read(tokens.shape[0]) if state is None else state.reads[place]
+            told, carry = scheme.read(tokens, seq, before)
+            done[repr(self.layers[number]["position"])] = scheme.remap(told, key)
+            after.append(carry)
+        return tuple(done[repr(layer["position"])] for layer in self.layers), tuple(after)
+
+    def _distinct(self) -> list[int]:
+        """The first layer of the pattern under each distinct scheme."""
+        names = [repr(layer["position"]) for layer in self.layers]
+        return [number for number, name in enumerate(names) if name not in names[:number]]
 
     def _shared(self, x, seqs, state):
         nothing = (None,) * len(self.layers)

@@ -1,8 +1,9 @@
 """Positional schemes: one small file each, found by its name.
 
 A scheme subclasses `Position` and overrides what it has: `remap` (new ids), `lanes` (transport,
-bias, temperature), a class `Embed` beside it (the input lane). It never sees a mixer; a mixer never
-sees its name. docs/adding_a_scheme.md walks through one.
+bias, temperature), `read` (ids that the tokens themselves say), a class `Embed` beside it (the
+input lane). It never sees a mixer; a mixer never sees its name. docs/adding_a_scheme.md walks
+through one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from flax.core import freeze
 
 from lcx import lookup
 from lcx.errors import ConfigError
@@ -33,6 +35,14 @@ class Position(nn.Module):
     relative: ClassVar[bool | int] = True
     examples: ClassVar[tuple[dict, ...]] = ({},)  # option sets that the contract tests enrol
     content: ClassVar[bool] = False  # lanes read x: such a scheme cannot be shared by layers
+
+    def init_read(self, batch: int) -> Any:
+        """What `read` remembers between the calls of a stream."""
+        return ()
+
+    def read(self, tokens, seq: Sequence, carry: Any) -> tuple[Sequence, Any]:
+        """A sequence with ids that the tokens [B,T] say, before `remap`; and the next carry."""
+        return seq, carry
 
     def remap(self, seq: Sequence, key=None) -> Sequence:
         """A sequence with new ids. Pure; `key` is a PRNG key in training, None in evaluation."""
@@ -64,7 +74,7 @@ def make(spec: Any, site: Site, **kwargs) -> Position:
     if isinstance(spec, (list, tuple)):
         from lcx.positions.compose import Stack
 
-        return Stack(site=site, parts=tuple(spec), **kwargs)
+        return Stack(site=site, parts=tuple(freeze(part) for part in parts(spec)), **kwargs)
     return lookup.build(PACKAGE, spec, site=site, **kwargs)
 
 
@@ -79,12 +89,13 @@ def label(spec: Any) -> str:
     return "+".join(part["name"] for part in parts(spec))
 
 
-def make_embed(spec: Any, width: int, train_length: int, number: int = 0) -> list[nn.Module]:
+def make_embed(spec: Any, width: int, train_length: int, number: int = 0,
+               vocab_size: int | None = None) -> list[nn.Module]:
     """The input lanes of a spec: the `Embed` of every component that has one.
 
-    An `Embed` is a module (x [B,T,D], seq) -> [B,T,D]; of its fields, width and train_length are
-    set here and the rest are options of its scheme. `number` tells apart the distinct schemes of
-    a pattern, each with parameters of its own.
+    An `Embed` is a module (x [B,T,D], seq, tokens [B,T]) -> [B,T,D]; of its fields, width,
+    train_length and vocab_size are set here and the rest are options of its scheme. `number` tells
+    apart the distinct schemes of a pattern, each with parameters of its own.
     """
     found = []
     for part in parts(spec):
@@ -94,7 +105,8 @@ def make_embed(spec: Any, width: int, train_length: int, number: int = 0) -> lis
         if embed is None:
             continue
         lookup.check_options(scheme, name, options, ("site",))
-        known = {"width": width, "train_length": train_length, **lookup.fields(scheme), **options}
+        known = {"width": width, "train_length": train_length, "vocab_size": vocab_size,
+                 **lookup.fields(scheme), **options}
         wanted = {field: known[field] for field in lookup.fields(embed) if field in known}
         found.append(embed(name=f"embed_{name}_{number}", **wanted))
     return found

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx import lanes as L
 from lcx.errors import ConfigError
-from lcx.lanes import Sequence
 from lcx.positions import Position
 from lcx.positions.learned import look_up
 
@@ -17,14 +17,16 @@ from lcx.positions.learned import look_up
 class Abacus(Position):
     """Abacus embedding (arXiv:2405.17399): x_i + P[place_i], the digits of all numbers alike.
 
-    The data gives the places as one axis of the ids: 1, 2, ... along the digits of a number, least
-    significant digit first (numbers must be written in that order), 0 for every other token, which
-    reads row 0. In training one random offset from 0..max_offset is added to all places but 0, so
-    that rows for longer numbers are trained as well. axis: of the ids; 0 is what other schemes of a
-    stack read, so the places go to another. rows: of P, and what happens beyond them: as `learned`.
+    place: 1, 2, ... along a run of the tokens `digits` (by default 0 to 9 of the tokenizer
+    "bytes"), 0 for every other token, which reads row 0. The paper counts from the least
+    significant digit, so write numbers in that order. In training one random offset from
+    0..max_offset is added to all places but 0, so that rows for longer numbers are trained as well.
+    axis: of the ids, where the places go; 0 is what other schemes of a stack read, and places that
+    the data gives there stay. rows: of P, and what happens beyond them: as `learned`.
     Checked against the authors' code (github.com/mcleish7/arithmetic, abacus.py).
     """
 
+    digits: tuple[int, ...] = tuple(range(48, 58))
     axis: int = 1
     rows: int = 1024
     max_offset: int = 99
@@ -34,7 +36,19 @@ class Abacus(Position):
     relative: ClassVar[bool] = False
     examples: ClassVar[tuple[dict, ...]] = (dict(axis=0), dict(axis=0, max_offset=5))
 
-    def remap(self, seq: Sequence, key=None) -> Sequence:
+    def init_read(self, batch: int) -> Any:
+        return L.nothing_seen(batch, axes=0), jnp.zeros((batch,), jnp.int32)
+
+    def read(self, tokens, seq: L.Sequence, carry: Any) -> tuple[L.Sequence, Any]:
+        last, place = carry
+        if seq.ids.shape[-1] > self.axis:
+            return seq, carry
+        digit = jnp.isin(tokens, jnp.asarray(self.digits))
+        _, starts, last = L.advance(seq, last)
+        inside, place = L.place_in_run(~digit, starts, place)
+        return L.with_axis(seq, self.axis, jnp.where(digit, inside + 1, 0)), (last, place)
+
+    def remap(self, seq: L.Sequence, key=None) -> L.Sequence:
         if key is None:
             return seq
         place = places(seq, self.axis)
@@ -51,7 +65,7 @@ class Embed(nn.Module):
     scale: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, seq: Sequence) -> jax.Array:
+    def __call__(self, x: jax.Array, seq: L.Sequence, tokens=None) -> jax.Array:
         init = nn.with_logical_partitioning(nn.initializers.normal(self.scale),
                                             ("positions", "width"))
         table = self.param("table", init, (self.rows, self.width))
@@ -59,10 +73,10 @@ class Embed(nn.Module):
         return x + look_up(table, seq, self.axis).astype(x.dtype)
 
 
-def places(seq: Sequence, axis: int) -> jax.Array:
-    """The ids of an axis [B,T]. Raises ConfigError where the data has no such axis."""
+def places(seq: L.Sequence, axis: int) -> jax.Array:
+    """The ids of an axis [B,T]. Raises ConfigError where nothing has put them there."""
     if axis >= seq.ids.shape[-1]:
-        raise ConfigError(f"abacus reads digit places from axis {axis} of the ids, but the data "
-                          f"gives {seq.ids.shape[-1]}: add an axis with the place of each digit "
-                          "(1 = least significant) and 0 elsewhere")
+        raise ConfigError(f"abacus needs the tokens, or digit places on axis {axis} of the ids, "
+                          f"which has {seq.ids.shape[-1]}: run it in a model, or add an axis with "
+                          "the place of each digit (1 = least significant) and 0 elsewhere")
     return seq.ids[..., axis]

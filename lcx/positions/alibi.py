@@ -21,15 +21,17 @@ class Alibi(Position):
     forgives and a linear mixer or a sink does not. Any number of heads. Ids must not fall within a
     document: NaN. Without a causal mask: both_sides "symmetric" is -slope |id_i - id_j|, and
     "separated" adds slope / 2 to the past, so that the sides differ (DeepMind, arXiv:2305.16843).
+    factor: of all slopes (96 over the segments of BiPE).
     """
 
+    factor: float = 1.0
     both_sides: str = "symmetric"
 
     structure: ClassVar[str] = "SEP"
     paper: ClassVar[str] = "arXiv:2108.12409"
 
     def numbers(self) -> dict[str, np.ndarray]:
-        return {"slope": slopes(self.site.num_heads)}
+        return {"slope": self.factor * slopes(self.site.num_heads)}
 
     def init_carry(self, batch: int) -> L.Last:
         return L.nothing_seen(batch)

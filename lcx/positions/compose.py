@@ -30,6 +30,16 @@ class Stack(positions.Position):
         """Multiples of this shift change nothing; 0 if any shift may."""
         return math.lcm(*(int(member.relative) for member in self._unbound()))
 
+    def init_read(self, batch: int) -> Any:
+        return tuple(member.init_read(batch) for member in self._unbound())
+
+    def read(self, tokens, seq: Sequence, carry: Any) -> tuple[Sequence, Any]:
+        after = []
+        for member, before in zip(self._unbound(), carry):
+            seq, next_carry = member.read(tokens, seq, before)
+            after.append(next_carry)
+        return seq, tuple(after)
+
     def remap(self, seq: Sequence, key=None) -> Sequence:
         for number, member in enumerate(self._unbound()):
             seq = member.remap(seq, None if key is None else jax.random.fold_in(key, number))

@@ -45,7 +45,7 @@ class Embed(nn.Module):
     substeps: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, seq: Sequence) -> jax.Array:
+    def __call__(self, x: jax.Array, seq: Sequence, tokens=None) -> jax.Array:
         rows = 8 * self.train_length if self.rows is None else self.rows
         init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("width",))
         start = wide(self.param("start", init, (self.width,)))

@@ -39,7 +39,7 @@ class Embed(nn.Module):
     scale: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, seq: Sequence) -> jax.Array:
+    def __call__(self, x: jax.Array, seq: Sequence, tokens=None) -> jax.Array:
         rows = self.train_length if self.rows is None else self.rows
         init = nn.with_logical_partitioning(nn.initializers.normal(self.scale),
                                             ("positions", "width"))

@@ -17,10 +17,11 @@ _SITE = Site(num_heads=2, num_kv_heads=2, rotary_dim=16, key_dim=16, width=32, t
 def record(name: str) -> dict[str, Any]:
     """One scheme: name, structural class, lanes (in the order they act), paper and a line on it.
 
-    lanes: "remap" and "embed" where the scheme has them, then the types of its lane values.
+    lanes: "read", "remap" and "embed" where the scheme has them, then the types of its lane values.
     """
     cls = lookup.find(positions.PACKAGE, name)
-    lanes = ["remap"] if cls.remap is not positions.Position.remap else []
+    has = lambda lane: getattr(cls, lane) is not getattr(positions.Position, lane)
+    lanes = [lane for lane in ("read", "remap") if has(lane)]
     if hasattr(lookup.module(positions.PACKAGE, name), "Embed"):
         lanes.append("embed")
     lanes += [type(value).__name__ for value in _lanes(cls(site=_SITE)).values()]

@@ -37,7 +37,7 @@ class Embed(nn.Module):
     scale: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, seq: Sequence) -> jax.Array:
+    def __call__(self, x: jax.Array, seq: Sequence, tokens=None) -> jax.Array:
         rows = self.train_length if self.rows is None else self.rows
         spread = nn.initializers.normal(self.scale)
         around_one = lambda key, shape, dtype=float: 1.0 + spread(key, shape, dtype)

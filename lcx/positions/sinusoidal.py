@@ -37,7 +37,7 @@ class Embed(nn.Module):
     base: float
     interleaved: bool
 
-    def __call__(self, x: jax.Array, seq: Sequence) -> jax.Array:
+    def __call__(self, x: jax.Array, seq: Sequence, tokens=None) -> jax.Array:
         if self.width % 2:
             raise ConfigError(f"sinusoidal positions need an even width, not {self.width}")
         angle = phase(Rotation(split_frequency(ladder(self.base, self.width))), seq.ids)

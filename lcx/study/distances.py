@@ -61,10 +61,13 @@ def _weights(spec, length, train_length, random_key):
     width = HEADS * HEAD_DIM
     site = probe.Probe(position=spec, width=width, train_length=train_length, num_heads=HEADS,
                        head_dim=HEAD_DIM).site()
-    x, ids = jnp.ones((1, length, width)), probe.moved(spec, site, seq, random_key)
-    for number, embed in enumerate(positions.make_embed(spec, width, train_length)):
-        found = jax.jit(embed.init)(jax.random.key(number), x[:, :1], L.sequence(1, 1))
-        x = embed.apply(found, x, ids)
+    x, tokens = jnp.ones((1, length, width)), jnp.zeros((1, length), jnp.int32)  # one word
+    scheme = positions.make(spec, site, parent=None)
+    seq, _ = scheme.read(tokens, seq, scheme.init_read(1))
+    ids = scheme.remap(seq, random_key)
+    for number, embed in enumerate(positions.make_embed(spec, width, train_length, vocab_size=1)):
+        found = jax.jit(embed.init)(jax.random.key(number), x[:, :1], ids[:1], tokens[:, :1])
+        x = embed.apply(found, x, ids, tokens)
     vectors = x.reshape(1, length, HEADS, HEAD_DIM)
     return probe.weights(spec, vectors, vectors, x, seq, train_length=train_length,
                          random_key=random_key)

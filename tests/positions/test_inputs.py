@@ -146,7 +146,7 @@ def test_abacus_gives_each_digit_the_row_of_its_place():
 
 def test_abacus_says_what_the_data_must_give():
     text = L.sequence(1, 3)
-    with pytest.raises(ConfigError, match="axis 1 of the ids, but the data gives 1"):
+    with pytest.raises(ConfigError, match="digit places on axis 1 of the ids, which has 1"):
         embed("abacus", text)
     with pytest.raises(ConfigError, match="place of each digit"):
         remap("abacus", text, jax.random.key(0))
