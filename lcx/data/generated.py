@@ -41,6 +41,11 @@ class TaskData:
         return self.task.vocab_size
 
     @property
+    def tokenizer(self) -> Numbers:
+        """Reads and writes token ids as numbers."""
+        return Numbers(self.vocab_size)
+
+    @property
     def content_hash(self) -> str:
         """sha256 of the task and its options; goes into a run's record."""
         return hashlib.sha256(json.dumps([self.name, asdict(self.task)]).encode()).hexdigest()
@@ -77,6 +82,26 @@ class TaskData:
         options = ", ".join(f"{key}={value}" for key, value in asdict(self.task).items())
         return (f"{self.name} ({options}): new rows of {self.settings.train_length} tokens at "
                 f"every step; a guess is right with probability {self.task.chance:.3g}")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A task's tokens as text: ids between spaces ("3 40 7")."""
+
+    vocab_size: int
+
+    def encode(self, text: bytes) -> np.ndarray:
+        """Ids int32 [n]. Raises DataError on what is no id."""
+        words = text.decode("utf-8").split()
+        for word in words:
+            if not word.isdecimal() or int(word) >= self.vocab_size:
+                raise DataError(f"'{word}' is no token of this task; write ids of 0.."
+                                f"{self.vocab_size - 1} with spaces between")
+        return np.array([int(word) for word in words], np.int32)
+
+    def decode(self, ids: Any) -> bytes:
+        """A space before each id."""
+        return "".join(f" {int(i)}" for i in ids).encode()
 
 
 class TaskBatches(Batches):

@@ -62,9 +62,13 @@ class LanguageModel(nn.Module):
     def __call__(self, inputs: jax.Array, seq: Sequence, state: ModelState | None = None):
         """Logits [B,T,V], wide, and the next state."""
         x, state, head = self._hidden(inputs, seq, state)
-        logits = jnp.einsum("btd,vd->btv", x, head.astype(x.dtype),
-                            preferred_element_type=wide(x[:0]).dtype)
-        return shard(logits, "batch length vocab"), state
+        return _logits(x, head), state
+
+    @nn.compact
+    def predict(self, inputs: jax.Array, seq: Sequence, state: ModelState | None = None):
+        """Logits [B,V] of the token behind the last input, wide, and the next state."""
+        x, state, head = self._hidden(inputs, seq, state)
+        return _logits(x[:, -1:], head)[:, 0], state
 
     @nn.compact
     def score(self, inputs: jax.Array, targets: jax.Array, seq: Sequence,
@@ -160,3 +164,9 @@ class LanguageModel(nn.Module):
     def _scheme(self, number: int) -> positions.Position:
         return positions.make(self.layers[number]["position"], self._mixer(number).site(),
                               parent=None)
+
+
+def _logits(x: jax.Array, head: jax.Array) -> jax.Array:
+    logits = jnp.einsum("btd,vd->btv", x, head.astype(x.dtype),
+                        preferred_element_type=wide(x[:0]).dtype)
+    return shard(logits, "batch length vocab")

@@ -25,6 +25,7 @@ from lcx.eval import scorer
 from lcx.study import capture as inside
 from lcx.study import describe, export, records
 from lcx.study.distinct import distinguish
+from lcx.study.generation import generate
 from lcx.study.own_texts import score
 from lcx.study.preflight import check
 from lcx.study.restore import Run, config_file, open_run
@@ -69,6 +70,12 @@ class TrainedRun(Run):
         if len(ids := self.encode(text)) < 2:
             raise DataError("a text of two tokens or more is needed: the first has no context")
         return scorer.score(self.model, self.variables, ids[None, :-1], ids[None, 1:])[0]
+
+    def generate(self, prompt: str, tokens: int = 100, *, temperature: float = 0.0,
+                 top_p: float = 1.0, seed: int = 0) -> str:
+        """A text's continuation by so many tokens; see `lcx generate --help`."""
+        return "".join(text for _, text in generate(self, prompt, tokens, top_p=top_p, seed=seed,
+                                                    temperature=temperature))
 
     def rows(self) -> Any:
         """What was measured of this run, as a pandas frame."""

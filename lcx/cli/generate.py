@@ -1,0 +1,57 @@
+"""Continue a text with a trained run, token by token.
+
+  lcx generate runs/quickstart/0a1b2c3d4e --prompt 'def main():' --tokens 200
+  lcx generate runs/quickstart/0a1b2c3d4e --prompt - --temperature 0.8 --top-p 0.95 < start.txt
+  lcx generate runs/tasks-mqar/0a1b2c3d4e --prompt '3 40 7 55 3' --tokens 1     a task: token ids
+  lcx generate RUN --prompt 'import' --override position=yarn,factor=8
+
+Each token is printed as soon as it is known (--json: an object each, with its id). Memory is that
+of the state: the keys of attention layers, a window of them, or a recurrent state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_folder", metavar="RUN", help="a folder runs/<name>/<run id>")
+    parser.add_argument("--prompt", required=True, metavar="TEXT",
+                        help="what to continue; - reads standard input")
+    parser.add_argument("--tokens", type=int, default=100, metavar="N", help="how many (100)")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T",
+                        help="0 (the most likely token), 1 (as the model says), or between")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P",
+                        help="draw among the most likely tokens that make up P")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    parser.add_argument("--override", action="append", default=[], metavar="KEY=NAME,OPTION=VALUE",
+                        help="under another scheme than the run's own, as in lcx eval")
+    parser.set_defaults(takes_overrides=True)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from lcx.config import load, parse_short
+    from lcx.study.generation import generate
+    from lcx.study.preflight import check, under
+    from lcx.study.restore import config_file, open_run
+
+    folder = Path(arguments.run_folder)
+    config = load(config_file(folder), arguments.overrides)
+    if arguments.override:
+        config = under(config, dict(parse_short(text) for text in arguments.override))
+    check(config)
+    opened = open_run(folder, config)
+    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    if not arguments.json:
+        print(prompt, end="", flush=True)
+    for token, text in generate(opened, prompt, arguments.tokens, top_p=arguments.top_p,
+                                temperature=arguments.temperature, seed=arguments.seed):
+        print(json.dumps({"token": token, "text": text}) if arguments.json else text,
+              end="\n" if arguments.json else "", flush=True)
+    if not arguments.json:
+        print()
+    return 0

@@ -1,0 +1,38 @@
+"""Text from a trained run, token by token."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from lcx import sharding
+from lcx.errors import ConfigError
+from lcx.model.decode import Decoder
+from lcx.ops.attention import api as attention
+from lcx.study.restore import Run
+
+
+def generate(run: Run, prompt: str, tokens: int, *, temperature: float = 0.0, top_p: float = 1.0,
+             seed: int = 0) -> Iterator[tuple[int, str]]:
+    """Continue a text by `tokens` tokens: (id, the text that it completes) each, as they come.
+
+    A token that ends inside a character has an empty text; what is no UTF-8 in the end is shown as
+    a replacement character. Raises ConfigError where the prompt is empty, and what
+    `lcx.model.decode` raises.
+    """
+    ids = np.asarray(run.data.tokenizer.encode(prompt.encode("utf-8")), np.int32)
+    if not len(ids):
+        raise ConfigError("the prompt has no tokens; give at least one to continue")
+    decoder = Decoder(run.model, run.data.vocab_size)
+    stream = decoder.generate(run.variables, ids[None], tokens, temperature=temperature,
+                              top_p=top_p, seed=seed)
+    text = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    mesh = sharding.make_mesh(**run.config.runtime.mesh)
+    for number in range(1, tokens + 1):
+        # Entered for each token: a generator that is left alone must not keep the mesh set.
+        with jax.set_mesh(mesh), attention.backend(run.config.runtime.backend):
+            token = int(next(stream)[0])
+        yield token, text.decode(run.data.tokenizer.decode([token]), final=number == tokens)
