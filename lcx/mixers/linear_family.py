@@ -7,7 +7,7 @@ size; what has no such state runs over pairs of tokens, with a cache of raw keys
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -50,12 +50,13 @@ EPS = 1e-6  # beside the sum of weights (arXiv:2006.16236)
 @struct.dataclass
 class MemoryState:
     """Memory [B,H,K,V] and sum of keys [B,H,K,1] or None, both wide; segment [B] of the last token;
-    what the scheme remembers."""
+    what the scheme remembers; ids [B,A] of the last token where the memory itself turns."""
 
     memory: jax.Array
     total: jax.Array | None
     segment: jax.Array
     carry: Any
+    ids: jax.Array | None = None
 
 
 @struct.dataclass
@@ -71,21 +72,23 @@ class LinearMixer(Mixer):
 
     family = "linear"
     supports = SUPPORTS
+    gate_rank: ClassVar[int] = 3  # axes of its own gates: one for each head
 
     def mix(self, query: jax.Array, key: jax.Array, value: jax.Array, seq: L.Sequence,
             lanes: L.Lanes, carry: Any, state: MemoryState | KeysState | None, *,
             log_decay: jax.Array | None = None, normaliser: str | None = None):
         """Features query [B,T,H,K], key [B,T,N,K], value [B,T,N or H,V] -> [B,T,H,V], next state.
 
-        log_decay (broadcastable to [B,T,H], <= 0): the mixer's own gate of each token, excluded
-        from that token's own weight. normaliser: "sum" divides by the sum of the weights, taken
-        without transport (which may turn a weight negative); None does not divide.
+        log_decay (<= 0): the mixer's own gate of each token, excluded from that token's own
+        weight; broadcastable to [B,T,H], in the vector family to [B,T,H,K]. normaliser: "sum"
+        divides by the sum of the weights, taken without transport (which may turn a weight
+        negative); None does not divide.
         """
         if normaliser not in ("sum", None):
             raise ConfigError(f"normaliser={normaliser!r}: choose 'sum' or None")
         eps = EPS if normaliser else None
         if log_decay is not None:
-            log_decay = jnp.broadcast_to(wide(log_decay), query.shape[:3])
+            log_decay = jnp.broadcast_to(wide(log_decay), query.shape[: self.gate_rank])
         self.sow("intermediates", "inner", dict(query=query, key=key, value=value,
                                           log_decay=log_decay, normaliser=eps))
         run = self._over_pairs if self.over_pairs(lanes) else self._over_memory
@@ -154,10 +157,8 @@ class LinearMixer(Mixer):
 
     def _over_pairs(self, query, key, value, seq, lanes, carry, state, log_decay, eps):
         """Weights of all pairs, with a cache of raw keys."""
-        if log_decay is not None:  # the floor of ops.linear: a gate of -inf has no integral
-            floor = math.log(jnp.finfo(log_decay.dtype).tiny)
-            gate = L.Separable(jnp.maximum(log_decay, floor))
-            lanes = lanes.replace(bias=(*lanes.bias, gate))
+        if log_decay is not None:
+            lanes = self._gated(lanes, log_decay)
         path = pairs.path_of(lanes.transport)
         total = pairs.integrals(lanes, None if state is None else state.cache.total)
         extras = pairs.extras_of(lanes)
@@ -170,11 +171,17 @@ class LinearMixer(Mixer):
                                chunk=self.chunk)
         return out, state
 
+    def _gated(self, lanes: L.Lanes, log_decay) -> L.Lanes:
+        """The mixer's own gate, which need not be an array yet, as one more separable bias."""
+        if isinstance(log_decay, jax.Array):  # the floor of ops.linear: -inf has no integral
+            log_decay = jnp.maximum(log_decay, math.log(jnp.finfo(log_decay.dtype).tiny))
+        return lanes.replace(bias=(*lanes.bias, L.Separable(log_decay)))
+
     def empty_state(self, batch: int, max_length: int, value_heads: int, value_dim: int, dtype, *,
-                    log_decay: bool = False, normaliser: str | None = None):
+                    log_decay: Any = False, normaliser: str | None = None):
         """A memory where the scheme's lanes allow one, else a cache of `max_length` raw keys.
 
-        value_heads: heads of `mix`'s value; log_decay: whether `mix` is given one.
+        value_heads: heads of `mix`'s value; log_decay: whether `mix` is given one, or its shape.
         """
         site = self.site()
         lanes, carry = self.structure(batch)
@@ -186,7 +193,7 @@ class LinearMixer(Mixer):
                                L.nothing_seen(batch).segment, carry)
         if log_decay:
             gate = jax.ShapeDtypeStruct((1, 1, site.num_heads), wide_dtype())
-            lanes = lanes.replace(bias=(*lanes.bias, L.Separable(gate)))
+            lanes = self._gated(lanes, gate if log_decay is True else log_decay)
         like = cache.like(lanes, batch, site.num_kv_heads, site.key_dim, value_dim, dtype,
                           value_heads)
         return KeysState(cache.init(like, batch, max_length), carry)

@@ -16,7 +16,7 @@ from flax import struct
 
 from lcx import lanes as L
 from lcx.integral import Integral, integrate, separable_gap
-from lcx.ops import endpoint
+from lcx.ops import endpoint, untied
 from lcx.ops.decayed import decayed_scores
 from lcx.ops.householder import householder_scores
 from lcx.types import wide
@@ -42,7 +42,7 @@ class Queries:
     query: jax.Array
     seq: L.Sequence
     integral: Integrals = Integrals()
-    path: L.Householder | L.ContentRotation | None = None
+    path: L.Householder | L.ContentRotation | untied.Untied | None = None
     extras: tuple = ()
     slot: jax.Array | int = 0
 
@@ -58,7 +58,7 @@ class Keys:
     value: jax.Array
     seq: L.Sequence
     integral: Integrals = Integrals()
-    path: L.Householder | L.ContentRotation | None = None
+    path: L.Householder | L.ContentRotation | untied.Untied | None = None
     extras: tuple = ()
 
 
@@ -115,6 +115,9 @@ def scores(queries: Queries, keys: Keys, transport, rotary_dim: int) -> jax.Arra
             if rotary_dim == query.shape[-1]:
                 return path
             return path + inner(query[..., rotary_dim:], key[..., rotary_dim:])
+        case untied.Untied():
+            return untied.scores(query, repeat_heads(key, query.shape[2]), queries.seq.ids, keys,
+                                 transport, queries.slot)
     raise NotImplementedError(f"no pair weights for the transport {type(transport).__name__}")
 
 
@@ -170,13 +173,15 @@ def extras_of(lanes: L.Lanes) -> tuple:
     return tuple(bias.extras for bias in lanes.bias if isinstance(bias, L.Pairwise))
 
 
-def path_of(transport) -> L.Householder | L.ContentRotation | None:
+def path_of(transport) -> L.Householder | L.ContentRotation | untied.Untied | None:
     """What a transport says of each token that must be kept with its key."""
     match transport:
         case L.Householder():
             return transport
         case L.ContentRotation():
             return transport.replace(step=None)
+        case untied.Untied():
+            return transport.replace(rotation=path_of(transport.rotation))
     return None
 
 

@@ -47,10 +47,10 @@ class Turning(NamedTuple):
             return x.reshape(*x.shape[:3], chunk // block, block, *x.shape[4:])
 
         token = Pairs.of_gates(split(jnp.exp(gate[..., :turned])), split(rotation.astype(dtype)))
-        prefix = _running(token, lambda done, now: now.compose(done), axis=4)
+        prefix = running(token, lambda done, now: now.compose(done), axis=4)
         after = jax.tree.map(lambda m: jnp.flip(jnp.roll(m, -1, axis=4), 4), token)
         after = Pairs(after.matrix.at[..., 0, :, :, :].set(_eye(after.matrix)))
-        suffix = _running(after, lambda done, now: done.compose(now), axis=4)
+        suffix = running(after, lambda done, now: done.compose(now), axis=4)
         suffix = Pairs(jnp.flip(suffix.matrix, 4))
         whole = Pairs(prefix.matrix[..., -1, :, :, :])
         return cls(token, prefix, suffix, _between(whole), rest, rest.document)
@@ -96,7 +96,7 @@ class Turning(NamedTuple):
         mask = order & (self.document[..., :, None] == self.document[..., None, :])
         xs, x_rest = self._parts(x)
         ys, y_rest = self._parts(y)
-        inner = _inside(self.token, xs, ys)  # [B,N,H,b,s,s]
+        inner = inside(self.token, xs, ys)  # [B,N,H,b,s,s]
         blocks, block = inner.shape[3:5]
         if blocks == 1:
             out = inner[..., 0, :, :]
@@ -133,7 +133,7 @@ def _eye(matrix):
     return jnp.eye(2, dtype=matrix.dtype)[..., None]
 
 
-def _running(steps: Pairs, then, axis: int) -> Pairs:
+def running(steps: Pairs, then, axis: int) -> Pairs:
     """Products of the first 1, 2, ... steps along an axis, `then`(so far, next) each."""
     first = jnp.moveaxis(steps.matrix, axis, 0)
 
@@ -163,7 +163,7 @@ def _between(whole: Pairs) -> Pairs:
     return Pairs(jnp.moveaxis(jnp.concatenate([row[None], rows]), 0, 3))
 
 
-def _inside(token: Pairs, x: jax.Array, y: jax.Array) -> jax.Array:
+def inside(token: Pairs, x: jax.Array, y: jax.Array) -> jax.Array:
     """Pairs of one block [..., b, s, s] of x, y [..., b, s, 2, P]; j > i is 0.
 
     All keys of a block step through it together, each from its own token on.
