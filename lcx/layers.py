@@ -70,6 +70,25 @@ class RmsNorm(nn.Module):
         return y.astype(x.dtype)
 
 
+class HeadNorm(nn.Module):
+    """Layer norm of the last axis of [...,H,K] with a gain for each head, statistics wide.
+
+    axes: logical names of H and K; the gain starts at 1.
+    """
+
+    axes: tuple[str, str] = ("heads", "head_dim")
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = wide(x)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        gain = self.param("scale", nn.with_logical_partitioning(
+            nn.initializers.ones_init(), self.axes), x.shape[-2:])
+        return (y * gain).astype(x.dtype)
+
+
 class ShortConv(nn.Module):
     """Causal depthwise convolution over `window` tokens of a document: [B,T,C] -> [B,T,C].
 
