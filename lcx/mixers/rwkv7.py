@@ -1,0 +1,167 @@
+"""RWKV-7: a generalised delta rule whose erase reads along one vector and acts along another."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lcx.errors import ConfigError
+from lcx.lanes import Lanes, Sequence, Site
+from lcx.layers import Dense
+from lcx.mixers.delta_family import DeltaMixer
+from lcx.ops import conv
+from lcx.types import wide
+
+
+class Rwkv7(DeltaMixer):
+    """The time mixing of RWKV-7 (arXiv:2503.14456): [B,T,D] -> [B,T,D].
+
+    S_t = (diag(w) - (a * kappa) kappa^T) S_{t-1} + k v^T, read by r; K = V = width/num_heads.
+    Each of r, w, k, v, a, g sees x blended with the token before by its own mu: x + mu (x' - x).
+    log w = -exp(-1/2) sigmoid(w_0 + W_2 tanh(W_1 x)), a = sigmoid(a_0 + A_2 A_1 x), g = G_2
+    sigmoid(G_1 x); kappa is the unit vector of k * k_k by head, and k then becomes
+    k (1 + (a - 1) k_a). The output is W_o (g * (norm(o) + (r . (r_k * k)) v)), with a group norm
+    per head (eps 64e-5, gain and bias). A scheme's transports and biases act first: "S_{t-1}" is
+    the memory as the scheme hands it on. Each layer mixes its own values, as the first layer of
+    the published model; the blend of later layers with the first one's values needs a channel
+    between layers that models here do not have.
+
+    ranks: of W, A and G, 2.5 sqrt(width) twice and 5 sqrt(width) in multiples of 32 if None;
+    layer and num_layers: which layer it is, from 0, read by the published initial values only.
+    W_o, W_1, A_1 and G_1 start at zero.
+    """
+
+    num_heads: int = 4
+    ranks: tuple[int, int, int] | None = None
+    layer: int = 0
+    num_layers: int = 1
+
+    paper: ClassVar[str] = "arXiv:2503.14456"
+    examples: ClassVar[tuple[dict, ...]] = (
+        {}, dict(num_heads=2, ranks=(4, 6, 5), layer=2, num_layers=3))
+
+    def site(self) -> Site:
+        if self.width % self.num_heads:
+            raise ConfigError(f"num_heads={self.num_heads} must divide width={self.width}")
+        dim = self.width // self.num_heads
+        return Site(self.num_heads, self.num_heads, dim, dim, self.width, self.train_length,
+                    value_dim=dim)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, seq: Sequence, state: Any = None,
+                 shared: Lanes | None = None) -> tuple[jax.Array, Any]:
+        start = Start(self.width, self.width // self.num_heads, self.layer, self.num_layers)
+        before, tail = _token_before(x, seq, None if state is None else state.conv)
+        blend = wide(self.param("blend", nn.with_logical_partitioning(
+            start.blend, (None, "width")), (6, self.width)))
+        moved = [(x + (before - x) * mu).astype(x.dtype) for mu in blend]
+        r, w, k, v, a, g = moved
+        query, key = self._heads("query", start.uniform(0.5), r), self._heads(
+            "key", start.uniform(0.05), k)
+        value = self._heads("value", start.uniform(0.5), v)
+        ranks = self.ranks or tuple(
+            max(32, 32 * round(n * math.sqrt(self.width) / 32)) for n in (2.5, 2.5, 5.0))
+        rate = self._low("decay", ranks[0], start, w, jnp.tanh) + self._vector("w_0", start.decay)
+        log_decay = -math.exp(-0.5) * nn.sigmoid(rate)
+        rate = nn.sigmoid(self._low("rate", ranks[1], start, a) + self._vector("a_0", start.rate))
+        gate = self._low("gate", ranks[2], start, g, nn.sigmoid)
+        kappa = wide(key) * self._vector("k_k", start.removal)
+        kappa = kappa * jax.lax.rsqrt(jnp.maximum(
+            jnp.sum(kappa * kappa, -1, keepdims=True), 1e-24))
+        key = wide(key) * (1 + (rate - 1) * self._vector("k_a", start.constant(1.02)))
+        bonus = self._vector("r_k", start.constant(-0.04))
+
+        out, state = self.mix(query, key, value, x, seq, state, shared, tail,
+                              beta=jnp.ones(x.shape[:2] + (self.num_heads,), log_decay.dtype),
+                              log_decay=log_decay, erase=kappa, write=rate * kappa, undecayed=True)
+        out = wide(out)
+        out = out - jnp.mean(out, -1, keepdims=True)
+        out = out * jax.lax.rsqrt(jnp.mean(out * out, -1, keepdims=True) + 64e-5)
+        depth = ((1 + self.layer) / self.num_layers) ** 0.7
+        out = out * self._vector("norm_scale", start.constant(depth))
+        out = out + self._vector("norm_bias", start.constant(0.0))
+        out = out + jnp.sum(wide(query) * bonus * key, -1, keepdims=True) * value
+        out = Dense((self.width,), ("width",), ("heads", "head_dim"),
+                    init=nn.initializers.zeros_init(), name="out")((out * gate).astype(x.dtype))
+        return out, state
+
+    def init_state(self, batch: int, max_length: int, dtype=jnp.float32) -> Any:
+        return self.empty_state(batch, self.site().value_dim,
+                                conv.init_state(batch, 2, self.width, dtype))
+
+    def _heads(self, name: str, init, x: jax.Array) -> jax.Array:
+        shape = (self.num_heads, self.site().key_dim)
+        return Dense(shape, ("heads", "head_dim"), init=init, name=name)(x)
+
+    def _low(self, name: str, rank: int, start: Start, x: jax.Array, act=lambda x: x) -> jax.Array:
+        """A map of low rank [B,T,H,K], wide; `act` between its two factors."""
+        x = act(Dense((rank,), ("rank",), init=nn.initializers.zeros_init(), name=f"{name}_in")(x))
+        shape = (self.num_heads, self.site().key_dim)
+        return wide(Dense(shape, ("heads", "head_dim"), ("rank",), init=start.orthogonal,
+                          name=name)(x))
+
+    def _vector(self, name: str, init) -> jax.Array:
+        """A parameter of each channel [H,K], wide."""
+        shape = (self.num_heads, self.site().key_dim)
+        return wide(self.param(name, nn.with_logical_partitioning(init, ("heads", "head_dim")),
+                               shape))
+
+
+class Start:
+    """The published initial values, which depend on the channel n of D and on the layer."""
+
+    def __init__(self, width: int, head_dim: int, layer: int, num_layers: int):
+        n = np.arange(width)
+        self.depth, self.left = layer / max(1, num_layers - 1), 1 - layer / num_layers
+        self.ramp, self.share = n / max(1, width - 1), n / width
+        middle = max(1, head_dim - 1) / 2
+        self.zigzag = (n % head_dim - middle) / middle
+        self.zigzag = self.zigzag * np.abs(self.zigzag)
+
+    def blend(self, key, shape, dtype=jnp.float32):
+        powers = np.array([0.2, 0.9, 0.7, 0.7, 0.9, 0.2])[:, None]  # of r, w, k, v, a, g
+        return jnp.asarray(1 - self.share ** (powers * self.left), dtype)
+
+    def decay(self, key, shape, dtype=jnp.float32):
+        slope = -6 + 6 * self.ramp ** (1 + self.depth**0.3)
+        return jnp.asarray(slope + 0.5 + 2.5 * self.zigzag, dtype).reshape(shape)
+
+    def rate(self, key, shape, dtype=jnp.float32):
+        return jnp.asarray(-0.19 + 0.3 * self.zigzag + 0.4 * (self.ramp - 0.5), dtype).reshape(
+            shape)
+
+    def removal(self, key, shape, dtype=jnp.float32):
+        return jnp.asarray(0.71 - 0.1 * (self.ramp - 0.5), dtype).reshape(shape)
+
+    @staticmethod
+    def constant(value: float):
+        return nn.initializers.constant(value)
+
+    def uniform(self, bound: float):
+        bound = bound / math.sqrt(len(self.share))
+        return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
+            key, shape, dtype, -bound, bound)
+
+    @staticmethod
+    def orthogonal(key, shape, dtype=jnp.float32):
+        """0.1 x orthogonal [rank, D], larger where the rank is more than D."""
+        rank, width = shape[0], math.prod(shape[1:])
+        scale = 0.1 * math.sqrt(max(1.0, rank / width))
+        return nn.initializers.orthogonal(scale)(key, (rank, width), dtype).reshape(shape)
+
+
+def _token_before(x: jax.Array, seq: Sequence, state: conv.ConvState | None):
+    """The token before in the same document, zero at its first; and what the next call needs."""
+    segment = seq.segment
+    if state is not None and segment is None:  # one document is number 1, in every call
+        segment = jnp.ones_like(seq.order)
+    kernel = jnp.zeros((2, x.shape[-1]), x.dtype).at[0].set(1)
+    before, after = conv.short_conv(x, kernel, state=state, segment=segment)
+    if state is None:
+        return before, None
+    return before, conv.ConvState(after.tail.astype(state.tail.dtype), after.segment)
