@@ -286,3 +286,93 @@ def test_delta_product(error, fla, x64, writes, gated):
 
     compare(error, "delta_product", f"fla GatedDeltaProduct, {writes} writes, gate {gated}",
             dict(num_heads=HEADS, head_dim=K, writes=writes, gated=gated), module, weights)
+
+
+def test_gated_delta_net2(error, fla, x64):
+    def kernels(naive):
+        def run(q, k, v, g, b, w, **_):
+            return naive.naive_recurrent_gdn2(*unit(q, k), v, g, b, w)
+
+        return dict(chunk_gdn2=run)
+
+    layer = fla("gdn2", "GatedDeltaNet2", kernels, "gdn2.naive")
+    module = layer(hidden_size=WIDTH, num_heads=HEADS, head_dim=K, expand_v=2.0,
+                   allow_neg_eigval=True)
+
+    def weights(p):
+        found = {**separate(p, K, K, 2 * K), "A_log": p["a_log"], "dt_bias": p["dt_bias"].ravel(),
+                 "b_proj.weight": rows(p["erase"]["kernel"]),
+                 "w_proj.weight": rows(p["write"]["kernel"]),
+                 "g_proj.1.bias": p["gate"]["bias"].ravel(),
+                 "o_norm.weight": p["norm"]["scale"], "o_proj.weight": out_rows(p)}
+        for name, parts in {"f": ("rate_in", "rate"), "g": ("gate_in", "gate")}.items():
+            for number, part in enumerate(parts):
+                found[f"{name}_proj.{number}.weight"] = rows(p[part]["kernel"])
+        return found
+
+    compare(error, "gated_delta_net2", "fla GatedDeltaNet2",
+            dict(num_heads=HEADS, expand_v=2.0, max_erase=2.0), module, weights)
+
+
+def test_comba(error, fla, x64):
+    """Beside fla's chunk form, which reads the undecayed memory. Its kernel gives p unit length,
+    and so loses sigmoid(d); the twin gives p the length that its factor of a unit key has."""
+
+    def kernels(naive):
+        def run(q, k, v, p, g, beta, **_):
+            length = k.norm(dim=-1, keepdim=True)
+            q, unit_k = unit(q, k)
+            return naive.naive_chunk_comba(q, unit_k, v, p * (length**2 + 1e-6).rsqrt(), g, beta,
+                                           chunk_size=8)
+
+        return dict(chunk_comba=run)
+
+    layer = fla("comba", "Comba", kernels, "comba.naive")
+    module = layer(hidden_size=WIDTH, num_heads=HEADS, head_dim=K)
+
+    def weights(p):
+        return {**separate(p, K, K, 2 * K), "a_proj.weight": rows(p["rate"]["kernel"]),
+                "b_proj.weight": rows(p["beta"]["kernel"]), "decay": p["damping"],
+                "D": p["correction"], "A_log": p["a_log"], "dt_bias": p["dt_bias"],
+                "g_proj.weight": rows(p["gate"]["kernel"]), "o_norm.weight": p["norm"]["scale"],
+                "o_proj.weight": out_rows(p)}
+
+    compare(error, "comba", "fla Comba", dict(num_heads=HEADS), module, weights)
+
+
+def test_rwkv7(error, torch64, x64, monkeypatch):
+    names = [f"fla.{name}" for name in (
+        "layers.rwkv7", "modules.token_shift", "ops.rwkv7.fused_addcmul",
+        "ops.rwkv7.fused_k_update", "ops.rwkv7.gate_output_correction",
+        "ops.generalized_delta_rule.dplr.naive")]
+    module, shift, blend, update, correction, naive = torch64(*names)
+
+    def run(r, w, k, v, a, b, scale, **_):
+        first = [x.transpose(1, 2) for x in (r * K**0.5, k, v, a, b, w)]
+        out, _ = naive.dplr_recurrence(*first)
+        return out.transpose(1, 2), None
+
+    twins = dict(token_shift=lambda x, *_, **__: (shift.token_shift_ref(x), None),
+                 fused_addcmul_rwkv7=blend.torch_addcmul_rwkv7, fused_k_rwkv7=update.k_update_ref,
+                 gate_output_correction=correction.gate_output_correction_ref, chunk_rwkv7=run)
+    for name, twin in twins.items():
+        monkeypatch.setattr(module, name, twin)
+    layer = module.RWKV7Attention(
+        hidden_size=WIDTH, head_dim=K, layer_idx=0, num_hidden_layers=2, decay_low_rank_dim=4,
+        a_low_rank_dim=6, gate_low_rank_dim=5, norm_eps=64e-5 / K)
+
+    def weights(p):
+        found = {f"x_{name}": row for name, row in zip("rwkvag", p["blend"])}
+        found |= {name: p[name].ravel() for name in ("k_k", "k_a")}
+        for name, part in zip("rkv", ("query", "key", "value")):
+            found[f"{name}_proj.weight"] = rows(p[part]["kernel"])
+        for name, part in (("w", "decay"), ("a", "rate"), ("g", "gate")):
+            found[f"{name}_lora.lora.0.weight"] = rows(p[f"{part}_in"]["kernel"])
+            found[f"{name}_lora.lora.2.weight"] = rows(p[part]["kernel"])
+            if name != "g":
+                found[f"{name}_lora.lora.2.bias"] = p[f"{name}_0"].ravel()
+        return {**found, "r_k": p["r_k"], "o_proj.weight": out_rows(p),
+                "g_norm.weight": p["norm_scale"].ravel(), "g_norm.bias": p["norm_bias"].ravel()}
+
+    compare(error, "rwkv7", "fla RWKV7Attention, layer 0",
+            dict(num_heads=HEADS, ranks=(4, 6, 5)), layer, weights)
