@@ -22,7 +22,9 @@ class Attention(SoftmaxMixer):
     if None; qk_norm: RMS norm of queries and keys before any transport (arXiv:2302.05442);
     unit: "key" divides keys by their length and leaves 1/sqrt(d) out (KeyNorm), "both" queries too
     (CosA, whose temperature is the scheme `cos_a`; kexue.fm/archives/9859); window: keys that a
-    query reads, itself included.
+    query reads, itself included; gate: each channel of the heads' output times the sigmoid of a
+    linear map of x, before the output projection (arXiv:2505.06708, Qwen3-Next); use_bias: biases
+    of all projections (GPT-2, BLOOM, GPT-NeoX, gpt-oss), starting at 0.
     """
 
     num_heads: int = 4
@@ -31,11 +33,13 @@ class Attention(SoftmaxMixer):
     qk_norm: bool = False
     unit: str = ""
     window: int | None = None
+    gate: bool = False
+    use_bias: bool = False
 
     paper: ClassVar[str] = "arXiv:1706.03762"
     examples: ClassVar[tuple[dict, ...]] = (
         dict(num_kv_heads=2), dict(num_kv_heads=1, qk_norm=True), dict(window=5),
-        dict(unit="both"))
+        dict(unit="both"), dict(gate=True, use_bias=True))
 
     def site(self) -> Site:
         kv_heads = self.num_kv_heads or self.num_heads
@@ -51,11 +55,17 @@ class Attention(SoftmaxMixer):
     @nn.compact
     def __call__(self, x: jax.Array, seq: Sequence, state: Any = None,
                  shared: Lanes | None = None) -> tuple[jax.Array, Any]:
-        site = self.site()
-        heads, kv_heads, dim = site.num_heads, site.num_kv_heads, site.key_dim
-        query = Dense((heads, dim), ("heads", "head_dim"), name="query")(x)
-        key = Dense((kv_heads, dim), ("kv_heads", "head_dim"), name="key")(x)
-        value = Dense((kv_heads, dim), ("kv_heads", "head_dim"), name="value")(x)
+        query, key, value = self.projected(x)
+        lanes, carry = self.see(x, seq, None if state is None else state.carry, shared)
+        out, state = self.attend(query, key, value, seq, lanes, carry, state, scale=self.scale(),
+                                 window=self.window, **self.options())
+        return self.merged(x, out), state
+
+    def projected(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Query [B,T,H,K], key and value [B,T,N,K], before any transport."""
+        heads, kv_heads = self.site().num_heads, self.site().num_kv_heads
+        query = self.project("query", x, heads, "heads")
+        key, value = (self.project(name, x, kv_heads, "kv_heads") for name in ("key", "value"))
         if self.qk_norm:  # before the transport: an affine norm after a rotation breaks relativity
             query = RmsNorm("head_dim", name="query_norm")(query)
             key = RmsNorm("head_dim", name="key_norm")(key)
@@ -63,12 +73,27 @@ class Attention(SoftmaxMixer):
             raise ConfigError(f"unit={self.unit!r}: choose 'key', 'both' or '' for none")
         key = unit_length(key) if self.unit else key
         query = unit_length(query) if self.unit == "both" else query
-        lanes, carry = self.see(x, seq, None if state is None else state.carry, shared)
-        out, state = self.attend(query, key, value, seq, lanes, carry, state,
-                                 scale=1.0 if self.unit else dim**-0.5, window=self.window)
-        out = Dense((self.width,), ("width",), ("heads", "head_dim"), scale=self.output_scale,
-                    name="out")(out)
-        return out, state
+        return query, key, value
+
+    def merged(self, x: jax.Array, out: jax.Array) -> jax.Array:
+        """The heads' output [B,T,H,K], gated and projected: [B,T,D]."""
+        if self.gate:
+            out = out * jax.nn.sigmoid(self.project("gate", x, self.site().num_heads, "heads"))
+        return Dense((self.width,), ("width",), ("heads", "head_dim"), scale=self.output_scale,
+                     use_bias=self.use_bias, name="out")(out)
+
+    def project(self, name: str, x: jax.Array, count: int, axis: str) -> jax.Array:
+        """A linear map of x to `count` heads."""
+        return Dense((count, self.site().key_dim), (axis, "head_dim"), use_bias=self.use_bias,
+                     name=name)(x)
+
+    def scale(self) -> float:
+        """Factor of the products: 1/sqrt(d), or 1 where keys have unit length."""
+        return 1.0 if self.unit else self.site().key_dim**-0.5
+
+    def options(self) -> dict[str, Any]:
+        """What a variant of this layer tells the op beside the window; it may make parameters."""
+        return {}
 
     def init_state(self, batch: int, max_length: int, dtype=jnp.float32) -> Any:
         site = self.site()

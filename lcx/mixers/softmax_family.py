@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 from flax import struct
 
@@ -46,12 +47,15 @@ class SoftmaxMixer(Mixer):
     supports = SUPPORTS
 
     def attend(self, query, key, value, seq: L.Sequence, lanes: L.Lanes, carry,
-               state: SoftmaxState | None, *, scale: float, window: int | None = None):
-        """Attention of this call's tokens to themselves and to the state's: [B,T,H,V], state."""
+               state: SoftmaxState | None, *, scale: float, **options):
+        """Attention of this call's tokens to themselves and to the state's: [B,T,H,V], state.
+
+        options: window, sinks, normaliser and pattern of the op.
+        """
         keys, total, slot, state = self.remember(key, value, seq, lanes, carry, state)
         queries = pairs.Queries(query, seq, total, pairs.path_of(lanes.transport),
                                 pairs.extras_of(lanes), slot)
-        out = self.softmax(queries, keys, lanes, (key, value), scale=scale, window=window)
+        out = self.softmax(queries, keys, lanes, (key, value), scale=scale, **options)
         return out, state
 
     def remember(self, key, value, seq, lanes, carry, state):
@@ -61,24 +65,43 @@ class SoftmaxMixer(Mixer):
                           pairs.path_of(lanes.transport), pairs.extras_of(lanes))
         if state is None:
             return keys, total, 0, None
-        keys, slot, kept = cache.append(state.cache, keys)
+        keys, slot, kept = state.cache.append(keys)
         return keys, total, slot, SoftmaxState(kept, carry)
 
-    def softmax(self, queries, keys, lanes, own, *, scale: float, window: int | None = None):
+    def softmax(self, queries, keys, lanes, own, *, scale: float, **options):
         """The op, in the form that was asked for; own: key and value of this call, for capture."""
-        self.sow("intermediates", "inner", dict(query=queries.query, key=own[0], value=own[1],
-                                                scale=scale, window=window,
-                                                rotary_dim=self.site().rotary_dim))
+        inner = dict(shown(options), query=queries.query, key=own[0], value=own[1], scale=scale,
+                     rotary_dim=self.site().rotary_dim)
+        self.sow("intermediates", "inner", self.named(core_of(options), inner))
         forced = self.form in _BACKEND
         with api.backend(_BACKEND[self.form]) if forced else contextlib.nullcontext():
             out = api.attend(queries, keys, lanes, rotary_dim=self.site().rotary_dim, scale=scale,
-                             window=window, chunk=self.chunk)
+                             chunk=self.chunk, **options)
         self.sow("intermediates", "outer", out)
         return out
 
+    def named(self, core: str, inner: dict) -> dict:
+        """What a core was given, under its name where that is not the family's."""
+        return inner if core == self.family else {"core": {core: inner}}
+
     def empty_state(self, batch: int, max_length: int, heads: int, key_dim: int, value_dim: int,
-                    dtype, window: int | None = None) -> SoftmaxState:
+                    dtype, window: int | None = None,
+                    value_heads: int | None = None) -> SoftmaxState:
         """A cache for `heads` key heads, shaped by what the scheme's lanes need to keep."""
         lanes, carry = self.structure(batch)
-        like = cache.like(lanes, batch, heads, key_dim, value_dim, dtype)
+        like = cache.like(lanes, batch, heads, key_dim, value_dim, dtype, value_heads)
         return SoftmaxState(cache.init(like, batch, max_length, window), carry)
+
+
+def core_of(options: dict[str, Any]) -> str:
+    """The name of a core: that of its normaliser or pattern, if it has one."""
+    found = [options.get(name) for name in ("normaliser", "pattern")]
+    return next((option.core for option in found if option is not None), "softmax")
+
+
+def shown(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a core with the numbers of its normaliser and pattern, for capture."""
+    plain = {k: v for k, v in options.items() if k not in ("normaliser", "pattern")}
+    for name in ("normaliser", "pattern"):
+        plain |= vars(options[name]) if options.get(name) is not None else {}
+    return plain

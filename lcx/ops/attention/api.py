@@ -37,19 +37,20 @@ def backend(name: str):
 
 
 def attend(queries: pairs.Queries, keys: pairs.Keys, lanes, *, rotary_dim: int, scale: float,
-           causal: bool = True, window: int | None = None, chunk: int | None = None) -> jax.Array:
+           causal: bool = True, window: int | None = None, chunk: int | None = None,
+           **other) -> jax.Array:
     """Softmax attention under a scheme's lanes: queries [B,T,H,K], keys [B,S,N,K] -> [B,T,H,V].
 
     Result in the dtype of the values; chunk: queries at once of the chunked backend. "auto" tries
     cuDNN, then a small square, then chunks; a backend that was asked for by name and cannot serve
-    raises ConfigError with its reason.
+    raises ConfigError with its reason. other: sinks, normaliser and pattern of `reference.attend`.
     """
     if isinstance(lanes.value, L.ValueRotation):  # turned here, so that every backend serves it
         keys = keys.replace(value=endpoint.turn_values(keys.value, keys.seq, lanes.value))
         out = attend(queries, keys, lanes.replace(value=None), rotary_dim=rotary_dim, scale=scale,
-                     causal=causal, window=window, chunk=chunk)
+                     causal=causal, window=window, chunk=chunk, **other)
         return endpoint.turn_values(out, queries.seq, lanes.value, sign=-1)
-    options = dict(rotary_dim=rotary_dim, scale=scale, causal=causal, window=window)
+    options = dict(rotary_dim=rotary_dim, scale=scale, causal=causal, window=window, **other)
     backends = {**BACKENDS, "chunked": functools.partial(chunked.attend, chunk=chunk)}
     name = _chosen.get()
     if name != "auto":

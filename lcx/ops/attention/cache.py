@@ -23,6 +23,10 @@ class KeyCache:
     total: Integrals
     window: int | None = struct.field(pytree_node=False, default=None)
 
+    def append(self, new: Keys) -> tuple[Keys, jax.Array, KeyCache]:
+        """See `append`."""
+        return append(self, new)
+
 
 def like(lanes: L.Lanes, batch: int, heads: int, key_dim: int, value_dim: int, dtype,
          value_heads: int | None = None) -> Keys:
@@ -61,6 +65,8 @@ def append(cache: KeyCache, new: Keys) -> tuple[Keys, jax.Array, KeyCache]:
     if cache.window is not None:
         keys = jax.tree.map(lambda old, a: jnp.concatenate([old, a], 1), cache.keys, new)
         kept = jax.tree.map(lambda a: a[:, -slots:], keys)
+        if slots < cache.window:  # made for shorter streams than the window
+            keys = keys.replace(value=jnp.where(used > slots, jnp.nan, keys.value))
         return keys, jnp.int32(slots), cache.replace(keys=kept, used=used, total=total)
     if length > slots:
         raise ValueError(f"{length} tokens do not fit a cache of {slots}; "

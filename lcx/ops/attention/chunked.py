@@ -16,19 +16,25 @@ CHUNK = 128
 
 
 def attend(queries: pairs.Queries, keys: pairs.Keys, lanes: L.Lanes, *, rotary_dim: int,
-           scale: float, causal: bool, window: int | None, chunk: int | None = None) -> jax.Array:
+           scale: float, chunk: int | None = None, **options) -> jax.Array:
     """As `reference.attend`, one chunk of queries after another: [B,T,H,V], wide."""
-    if isinstance(lanes.transport, endpoint.TRANSPORTS) and not lanes.reads_content:
-        query, key = endpoint.mapped(queries, keys, lanes.transport, rotary_dim)  # once for all
-        queries, keys = queries.replace(query=query), keys.replace(key=key)
-        lanes = lanes.replace(transport=None)
+    queries, keys, lanes = mapped_once(queries, keys, lanes, rotary_dim)
 
     def tile(tokens, first):
         part, temperature = tokens
         part = part.replace(seq=part.seq.replace(length=queries.seq.length),
                             slot=queries.slot + first)
         return reference.attend(part, keys, lanes.replace(temperature=temperature),
-                                rotary_dim=rotary_dim, scale=scale, causal=causal, window=window)
+                                rotary_dim=rotary_dim, scale=scale, **options)
 
     tokens = queries.replace(seq=queries.seq.replace(length=None), slot=None)
     return pairs.over_queries(tile, (tokens, lanes.temperature), chunk or CHUNK)
+
+
+def mapped_once(queries: pairs.Queries, keys: pairs.Keys, lanes: L.Lanes,
+                rotary_dim: int) -> tuple[pairs.Queries, pairs.Keys, L.Lanes]:
+    """The same attention with a transport of single tokens applied before the first chunk."""
+    if not isinstance(lanes.transport, endpoint.TRANSPORTS) or lanes.reads_content:
+        return queries, keys, lanes
+    query, key = endpoint.mapped(queries, keys, lanes.transport, rotary_dim)
+    return queries.replace(query=query), keys.replace(key=key), lanes.replace(transport=None)

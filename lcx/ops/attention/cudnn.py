@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -11,7 +13,8 @@ from lcx.types import wide
 
 
 def attend(queries: pairs.Queries, keys: pairs.Keys, lanes, *, rotary_dim: int, scale: float,
-           causal: bool, window: int | None) -> jax.Array:
+           causal: bool, window: int | None, sinks: int = 0, normaliser: Callable | None = None,
+           pattern: Callable | None = None) -> jax.Array:
     """As `reference.attend` in bfloat16 or float16. NotImplementedError says what it cannot do."""
     query, key, value = queries.query, keys.key, keys.value
     if jax.default_backend() != "gpu":
@@ -26,6 +29,8 @@ def attend(queries: pairs.Queries, keys: pairs.Keys, lanes, *, rotary_dim: int, 
         raise NotImplementedError("cuDNN would hold a packing mask as a [T,S] array")
     if lanes.value is not None or lanes.logits is not None:
         raise NotImplementedError("cuDNN does not show its weights and logits")
+    if sinks or normaliser is not None or pattern is not None:
+        raise NotImplementedError("cuDNN has the plain softmax over a past or a window")
     if window is not None and not causal:
         raise NotImplementedError("cuDNN windows are causal here")
     match lanes.transport:
@@ -35,6 +40,8 @@ def attend(queries: pairs.Queries, keys: pairs.Keys, lanes, *, rotary_dim: int, 
             query, key = endpoint.mapped(queries, keys, lanes.transport, rotary_dim)
         case other:
             raise NotImplementedError(f"cuDNN has no {type(other).__name__} transport")
+    if key.shape[2] != value.shape[2]:
+        raise NotImplementedError("cuDNN needs as many value heads as key heads")
     if query.shape[-1] % 8 or query.shape[-1] > 256 or value.shape[-1] != query.shape[-1]:
         raise NotImplementedError("cuDNN needs one head_dim, a multiple of 8 up to 256")
     if lanes.temperature is not None:
