@@ -74,9 +74,9 @@ class Mamba2(LinearMixer):
         step = nn.softplus(wide(step) + per_head("step_bias", _step_bias))
         log_decay = -jnp.exp(per_head("log_rate", _log_rate)) * step
         lanes, carry = self.see(x, seq, None if state is None else state.core.carry, shared)
-        y, core = self.mix(pairs.repeat_heads(query, heads), key,
-                           (step[..., None] * value).astype(x.dtype), seq, lanes, carry,
-                           None if state is None else state.core, log_decay=log_decay)
+        y, core = self.recall(x, pairs.repeat_heads(query, heads), key,
+                              (step[..., None] * value).astype(x.dtype), seq, lanes, carry,
+                              None if state is None else state.core, log_decay=log_decay)
         skip = per_head("skip", nn.initializers.ones_init())
         y = (y + skip[:, None] * value).astype(x.dtype) * nn.silu(gate)
         grouped = y.reshape(*y.shape[:2], groups, -1)
@@ -86,6 +86,10 @@ class Mamba2(LinearMixer):
         out = Dense((self.width,), ("width",), ("heads", "head_dim"), scale=self.output_scale,
                     name="out")(y * gain.astype(y.dtype))
         return out, None if state is None else Mamba2State((first, second, third), core)
+
+    def recall(self, x, query, key, value, seq, lanes, carry, state, *, log_decay):
+        """The core, as `mix`: x [B,T,D] is the layer's input, for a core that reads more of it."""
+        return self.mix(query, key, value, seq, lanes, carry, state, log_decay=log_decay)
 
     def init_state(self, batch: int, max_length: int, dtype=jnp.float32) -> Mamba2State:
         heads, dim = self.num_heads, self._head_dim()
