@@ -122,6 +122,22 @@ def test_slots(transformers, error):
          lambda q, k, v, f: op(q, k, v, 1 - f.exp(), f, scale=1.0)[0], (q, k, v, -np.abs(f)), 2e-5)
 
 
+def test_log_linear_attention(transformers, error):
+    op = naive("log_linear_attn").naive_log_linear_attn
+    mixer = mixers.make(dict(name="log_linear_mamba2", num_groups=2, state_dim=6, head_dim=3,
+                             levels=6, form="chunked", chunk=8), position="no_pe", width=WIDTH,
+                        train_length=LENGTH)
+
+    def run(q, k, v, gate, level):
+        q = jnp.repeat(q, 2, 2)
+        return mixer.apply({}, q, k, v, level, L.sequence(BATCH, LENGTH), L.Lanes(), (), None,
+                           gate, method="weighed")[0]
+
+    q, k, v, gate, level = draw((2, 6), (2, 6), (4, 3), (4,), (4, 6))
+    same(error, "log_linear_mamba2 core, 2 groups", "fla log_linear_attn", jax.jit(run), op,
+         (q, k, v, -np.abs(gate), np.abs(level)), 2e-5)
+
+
 # ---- whole layers --------------------------------------------------------------------------------
 
 
