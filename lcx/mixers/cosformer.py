@@ -14,7 +14,7 @@ from lcx import lanes as L
 from lcx.errors import ConfigError
 from lcx.layers import Dense
 from lcx.mixers.kernel_family import empty_cache, remember
-from lcx.mixers.linear_family import LinearMixer
+from lcx.mixers.linear_family import SUPPORTS, LinearMixer
 from lcx.ops import endpoint
 from lcx.ops.attention import pointwise
 from lcx.types import wide, wide_dtype
@@ -53,6 +53,7 @@ class Cosformer(LinearMixer):
     head_dim: int | None = None
     max_length: int | None = None
 
+    supports = SUPPORTS
     paper: ClassVar[str] = "arXiv:2202.08791"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(num_heads=2, head_dim=8, max_length=40))
 

@@ -30,10 +30,10 @@ class DiagAttention(Attention):
     examples: ClassVar[tuple[dict, ...]] = (dict(block=5), dict(block=8, num_kv_heads=2))
 
     def attend(self, query, key, value, seq: L.Sequence, lanes: L.Lanes, carry,
-               state: SoftmaxState | None, *, scale: float, **options):
+               state: SoftmaxState | None, *, scale: float, window: int | None = None):
         """Attention of this call's tokens inside their blocks: [B,T,H,V], state."""
-        if self.block < 1 or self.window is not None:
-            raise ConfigError(f"diag_attention: block={self.block}, window={self.window}; give a "
+        if self.block < 1 or window is not None:
+            raise ConfigError(f"diag_attention: block={self.block}, window={window}; give a "
                               "positive block and no window, which the block already is")
         self.sow("intermediates", "inner", {"core": {"diag": dict(
             query=query, key=key, value=value, scale=scale, block=self.block, index=seq.index,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from lcx import lanes as L
 from lcx.layers import Dense
 from lcx.mixers.kernel_family import empty_cache, remember
-from lcx.mixers.linear_family import MemoryState, channel_decay
+from lcx.mixers.linear_family import SUPPORTS, MemoryState, channel_decay
 from lcx.mixers.mamba2 import Mamba2, Mamba2State
 from lcx.ops import conv, endpoint, pairs
 from lcx.ops.attention import pointwise
@@ -32,6 +32,7 @@ class LogLinearMamba2(Mamba2):
 
     levels: int = 16
 
+    supports = SUPPORTS
     paper: ClassVar[str] = "arXiv:2506.04761"
     examples: ClassVar[tuple[dict, ...]] = (
         dict(state_dim=8, levels=6), dict(state_dim=12, head_dim=6, num_groups=2, levels=7))
