@@ -121,3 +121,18 @@ class ShortConv(nn.Module):
         if state is None:
             return y, None
         return y, ConvState(after.tail.astype(state.tail.dtype), after.segment)
+
+
+def token_before(x: jax.Array, seq: Sequence, state: ConvState | None = None):
+    """The token before each one in its document [B,T,D], zero at the first; and the next state.
+
+    Stream with `lcx.ops.conv.init_state(batch, 2, D, dtype)` in the mixer's own `init_state`.
+    """
+    segment = seq.segment
+    if state is not None and segment is None:  # one document is number 1, in every call
+        segment = jnp.ones_like(seq.order)
+    kernel = jnp.zeros((2, x.shape[-1]), x.dtype).at[0].set(1)
+    before, after = short_conv(x, kernel, state=state, segment=segment)
+    if state is None:
+        return before, None
+    return before, ConvState(after.tail.astype(state.tail.dtype), after.segment)

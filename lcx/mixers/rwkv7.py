@@ -12,7 +12,7 @@ import numpy as np
 
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Sequence, Site
-from lcx.layers import Dense
+from lcx.layers import Dense, token_before
 from lcx.mixers.delta_family import DeltaMixer
 from lcx.ops import conv
 from lcx.types import wide
@@ -56,7 +56,7 @@ class Rwkv7(DeltaMixer):
     def __call__(self, x: jax.Array, seq: Sequence, state: Any = None,
                  shared: Lanes | None = None) -> tuple[jax.Array, Any]:
         start = Start(self.width, self.width // self.num_heads, self.layer, self.num_layers)
-        before, tail = _token_before(x, seq, None if state is None else state.conv)
+        before, tail = token_before(x, seq, None if state is None else state.conv)
         blend = wide(self.param("blend", nn.with_logical_partitioning(
             start.blend, (None, "width")), (6, self.width)))
         moved = [(x + (before - x) * mu).astype(x.dtype) for mu in blend]
@@ -153,15 +153,3 @@ class Start:
         rank, width = shape[0], math.prod(shape[1:])
         scale = 0.1 * math.sqrt(max(1.0, rank / width))
         return nn.initializers.orthogonal(scale)(key, (rank, width), dtype).reshape(shape)
-
-
-def _token_before(x: jax.Array, seq: Sequence, state: conv.ConvState | None):
-    """The token before in the same document, zero at its first; and what the next call needs."""
-    segment = seq.segment
-    if state is not None and segment is None:  # one document is number 1, in every call
-        segment = jnp.ones_like(seq.order)
-    kernel = jnp.zeros((2, x.shape[-1]), x.dtype).at[0].set(1)
-    before, after = conv.short_conv(x, kernel, state=state, segment=segment)
-    if state is None:
-        return before, None
-    return before, conv.ConvState(after.tail.astype(state.tail.dtype), after.segment)
