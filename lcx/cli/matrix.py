@@ -2,29 +2,33 @@
 
 Examples:
 
-  lcx matrix
-  lcx matrix --mixer attention
+  lcx matrix                                   mixers by classes of schemes
+  lcx matrix --schemes                         every scheme, one sign each
+  lcx matrix --mixer attention                 one mixer (or --position NAME), with the reasons
+  lcx matrix --html matrix.html                a page: colours, and the reason on hover
   lcx matrix --json                            position, mixer, status, forms, code, reason
 """
 
 from __future__ import annotations
 
 import argparse
-from collections import Counter
+from pathlib import Path
 
 from lcx.cli.arguments import print_json
 from lcx.errors import ConfigError, did_you_mean
-
-SIGNS = {"native": "+", "partial": "o", "refused": "-", "unimplemented": "?"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--position", metavar="NAME", help="only this scheme")
     parser.add_argument("--mixer", metavar="NAME", help="only this mixer")
+    parser.add_argument("--schemes", action="store_true", help="a line for every scheme")
+    parser.add_argument("--html", metavar="FILE", help="write a page that needs nothing else")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from lcx.config import code_version
     from lcx.mixers import matrix
+    from lcx.study import grid as drawn
 
     cells = list(matrix.cells())
     for key in ("position", "mixer"):
@@ -35,22 +39,23 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(cells)
         return 0
-    positions = list(dict.fromkeys(cell["position"] for cell in cells))
-    mixers = list(dict.fromkeys(cell["mixer"] for cell in cells))
-    found = {(cell["position"], cell["mixer"]): cell for cell in cells}
-    width = max(map(len, positions), default=0)
-    for number, mixer in enumerate(mixers):  # mixers as columns, named by a staircase
-        print(" " * width + "  " + "| " * number + mixer)
-    for position in positions:
-        signs = " ".join(SIGNS.get(found[position, mixer]["status"], "?")
-                         if (position, mixer) in found else " " for mixer in mixers)
-        print(f"{position.ljust(width)}  {signs}")
-    counts = Counter(cell["status"] for cell in cells)
-    print("\n" + ", ".join(f"{SIGNS[s]} {s}: {counts[s]}" for s in SIGNS))
-    if arguments.position or arguments.mixer:
+    grid = drawn.arrange(cells)
+    if arguments.html:
+        try:
+            Path(arguments.html).write_text(drawn.html(grid, code_version()[0]))
+        except OSError as error:
+            raise ConfigError(f"cannot write --html {arguments.html}: {error.strerror}") from error
+        print(arguments.html)
+        return 0
+    one = arguments.position or arguments.mixer
+    print(drawn.by_scheme(grid) if arguments.schemes or one else drawn.by_class(grid))
+    counts = grid.counts()
+    print("\n" + ", ".join(f"{sign} {status}: {counts[status]}"
+                           for status, sign in drawn.SIGNS.items()))
+    if one:
         for cell in cells:
-            if cell.get("reason"):
-                code = f" ({cell['code']})" if cell.get("code") else ""
-                print(f"{cell['position']} on {cell['mixer']}: {cell['status']}{code}, "
-                      f"{cell['reason']}")
+            if cell["status"] != "native":
+                print("\n" + drawn.told(cell).replace("\n", "\n  "))
+    else:
+        print("why: lcx matrix --mixer NAME, --position NAME or --html FILE")
     return 0
