@@ -36,15 +36,16 @@ class Flash(LinearMixer):
 
     near_i = sum over its group of ReLU(q_i.k_j / g + bias_ij)^2 v_j; far_i = q'_i . sum over
     earlier groups of k'_j v_j^T / g; u, v and the base of q, k, q', k' as in `gau`, each with a
-    gain and a shift of its own. Groups are counted from the start of a document. A bias acts inside
-    the square near by, and as a decay of the memory far away; a transport and a temperature act on
-    both. The published layer's own relative bias, normalisation and token shift are left to the
-    scheme and the block.
+    gain and a shift of its own; `gain_deviation` as there. Groups are counted from the start of a
+    document. A bias acts inside the square near by, and as a decay of the memory far away; a
+    transport and a temperature act on both. The published layer's own relative bias, normalisation
+    and token shift are left to the scheme and the block.
     """
 
     key_dim: int = 128
     expand: float = 2.0
     group: int = 256
+    gain_deviation: float = 0.02
 
     family: ClassVar[str] = "flash"
     paper: ClassVar[str] = "arXiv:2202.10447"

@@ -29,8 +29,10 @@ class Gau(Mixer):
     n: the published code takes the length of the input, which no decoder knows. Here it is
     `length`, fixed (train_length if None: the published layer at that length), or with count=True
     the tokens that a query may read. laplace: the square's smooth stand-in of MEGA
-    (arXiv:2209.10655). Gains start normal with deviation 0.02, shifts at 0, projections normal
-    with variance 1/fan_in.
+    (arXiv:2209.10655). Gains start normal with deviation `gain_deviation`, 0.02 as published, where
+    a relative bias carries the first steps: without one the weights start near (0.0004 / n)^2, too
+    small for an optimizer to see, and 1 is better. Shifts start at 0, projections normal with
+    variance 1/fan_in.
     """
 
     key_dim: int = 128
@@ -38,6 +40,7 @@ class Gau(Mixer):
     length: int | None = None
     count: bool = False
     laplace: bool = False
+    gain_deviation: float = 0.02
 
     family: ClassVar[str] = "gau"
     supports = SUPPORTS
@@ -86,14 +89,14 @@ class Gau(Mixer):
 def gated_unit(mixer: Mixer, x: jax.Array, names: tuple[str, ...]):
     """gate [B,T,E], value [B,T,1,E], and for each name its scaled and shifted base [B,T,1,K].
 
-    To be called by a compact method of a mixer with `key_dim` and `value_dim()`.
+    To be called by a compact method of a mixer with `key_dim`, `gain_deviation`, `value_dim()`.
     """
     inner = lambda name: nn.silu(Dense((mixer.value_dim(),), ("channels",), name=name)(x))
     gate, value = inner("gate"), inner("value")[..., None, :]
     base = nn.silu(Dense((mixer.key_dim,), ("features",), name="base")(x))
     param = lambda name, init: mixer.param(name, nn.with_logical_partitioning(
         init, (None, "features")), (len(names), mixer.key_dim)).astype(x.dtype)
-    gain = param("gain_scale", nn.initializers.normal(0.02))
+    gain = param("gain_scale", nn.initializers.normal(mixer.gain_deviation))
     shift = param("shift", nn.initializers.zeros_init())
     return gate, value, *((base * g + s)[..., None, :] for g, s in zip(gain, shift))
 
