@@ -12,17 +12,20 @@ TASKS = {
     "mqar": dict(name="mqar", vocab_size=64, pairs=4),
     "copy": dict(name="copy", vocab_size=16),
 }
-STEPS = {"mqar": 2000, "copy": 2000}
-# Without convolution, decay or gate of its own a mixer needs a scheme to tell tokens apart.
-POSITIONS = {"softmax": "rope"}
-BARE = {"linear_attention": "rope", "retention": "rope"}
+LENGTH = {"mqar": 64, "copy": 16}  # what a recurrence of this width can hold of a random string
+STEPS = 4000
+# Without a convolution or a write gate of its own a mixer needs a scheme to tell tokens apart.
+POSITIONS = {"softmax": "rope", "selected": "rope"}
+BARE = ("based", "cosformer", "flash", "gau", "gla", "hgrn2", "lightning", "linear_attention",
+        "norm_attention", "performer", "rebased", "retention")
 
 
 def of_mixer(name):
     """(mixer, position) at this width: two heads, so that each has room for a few pairs."""
     cls = lookup.find("lcx.mixers", name)
     heads = dict(num_heads=2) if "num_heads" in lookup.fields(cls) else {}
-    return dict(name=name, **heads), BARE.get(name, POSITIONS.get(cls.family, "no_pe"))
+    default = "rope" if name in BARE else "no_pe"
+    return dict(name=name, **heads), POSITIONS.get(cls.family, default)
 
 
 def get_config(arg=None):
@@ -35,8 +38,8 @@ def get_config(arg=None):
     model.width, model.depth, model.mlp = 64, 2, None
     model.mixer, model.position = of_mixer(mixer or "attention")
     data.task = TASKS[task]
-    data.train_length, data.batch_size = 64, 64
-    train.steps = STEPS[task]
+    data.train_length, data.batch_size = LENGTH[task], 64
+    train.steps = STEPS
     train.optimizer = dict(name="adamw", learning_rate=3e-3)
     config.runtime.log_every, config.runtime.checkpoint_every = 100, 1000
     return config
@@ -48,6 +51,7 @@ def sweep(arg=None):
     for name in [task] if task else TASKS:
         for one in [mixer] if mixer else lookup.names("lcx.mixers"):
             spec, position = of_mixer(one)
-            yield {"experiment.data.task": TASKS[name], "experiment.train.steps": STEPS[name],
+            yield {"experiment.data.task": TASKS[name],
+                   "experiment.data.train_length": LENGTH[name],
                    "experiment.model.mixer": spec, "experiment.model.position": position,
                    "runtime.label": name}
