@@ -53,7 +53,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("spec, weigh", CASES, ids=lambda v: str(v)[:50])
+@pytest.mark.parametrize("spec, weigh", CASES, ids=[str(spec) for spec, _ in CASES])
 def test_layer_is_the_published_one(spec, weigh, x64):
     mixer, seq = cases.build({**spec, **HEADS}), cases.packed()
     found, x = cases.variables(mixer, seq), cases.inputs()
