@@ -19,7 +19,7 @@ from lcx import lanes as L
 from lcx.mixers import CHUNKED, QUADRATIC, STEP, Mixer, Support, refuses
 from lcx.ops import pairs
 from lcx.ops.attention import cache
-from lcx.ops.conv import ConvState, long_conv, turned, weighed
+from lcx.ops.conv import ConvState, long_conv, short_conv, turned, weighed
 from lcx.types import wide, wide_dtype
 
 ALL = (QUADRATIC, CHUNKED, STEP)
@@ -135,7 +135,7 @@ class LtiMixer(Mixer):
         wider = jax.tree.map(lambda a: jnp.concatenate([a] * turn.copies), kernel)
         if memory is None and self.form != STEP and (fade is None or not wider.scans):
             if fade is None:
-                out = _transformed(inputs, wider.taps(length), seq, starts)
+                out = _transformed(inputs, wider.taps(length), seq, starts, None)
                 return turn.outputs(out, seq.ids), None
             return self._over_history(value, kernel, seq, lanes, step, starts, None)
         options = dict(form="recurrent" if self.form == STEP else "chunked")
@@ -163,7 +163,7 @@ class LtiMixer(Mixer):
         def by_transform():
             taps = kernel.taps(length) * jnp.exp(factor)
             wider = jnp.concatenate([taps] * turn.copies, axis=1)
-            out = _transformed(turn.inputs(value, seq.ids), wider, seq, starts)
+            out = _transformed(turn.inputs(value, seq.ids), wider, seq, starts, self.reach())
             return turn.outputs(out, seq.ids)
 
         piecewise = isinstance(lanes.transport, L.Piecewise)
@@ -174,23 +174,33 @@ class LtiMixer(Mixer):
             return by_transform(), None
         return jax.lax.cond(even, by_transform, by_pairs), None
 
+    def reach(self) -> int | None:
+        """Tokens that the kernel reads, where they are few and always the same number."""
+        return None
+
     def empty_state(self, batch: int, max_length: int, modes: int = 0,
                     conv: Any = None) -> LtiState:
-        """No token seen: `modes` numbers of two parts per channel, or a cache of inputs."""
+        """No token seen: `modes` numbers of two parts per channel, or a cache of inputs (of the
+        last `reach` of them)."""
         site, (lanes, carry) = self.site(), self.structure(batch)
         shape = (site.num_heads, site.value_dim)
         if self.over_history(lanes):
             like = cache.like(lanes, batch, site.num_heads, 0, site.value_dim, wide_dtype())
-            memory = cache.init(like.replace(path=None, extras=()), batch, max_length)
+            memory = cache.init(like.replace(path=None, extras=()), batch, max_length,
+                                self.reach())
         else:
             copies = turned.Turn(_turning(lanes)).copies
             memory = jnp.zeros((batch, copies * shape[0], shape[1], modes, 2), wide_dtype())
         return LtiState(memory, conv, L.nothing_seen(batch, lanes.axes), carry)
 
 
-def _transformed(inputs, taps, seq, starts):
+def _transformed(inputs, taps, seq, starts, reach):
     document = None if seq.segment is None else jnp.cumsum(starts, axis=1)
-    return long_conv(inputs, taps, document)
+    if reach is None:
+        return long_conv(inputs, taps, document)
+    flat = lambda a: a.reshape(*a.shape[:-2], -1)
+    near = jnp.pad(taps[:reach], [(0, max(0, reach - taps.shape[0]))] + [(0, 0)] * 2)
+    return short_conv(flat(inputs), flat(near[::-1]), segment=document)[0].reshape(inputs.shape)
 
 
 def _rotation(lane) -> L.Rotation | None:

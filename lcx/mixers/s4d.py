@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -54,7 +55,7 @@ class S4d(LtiMixer):
                  shared: Lanes | None = None) -> tuple[jax.Array, Any]:
         channels = self.num_heads, self.site().value_dim
         value = x.reshape(*x.shape[:2], *channels)
-        kernel = StateSpace(channels, self.state_dim, self.start, self.steps, name="kernel")()
+        kernel = self.kernel(channels)
         lanes, carry = self.see(x, seq, None if state is None else state.carry, shared)
         y, state = self.convolve(value, kernel, seq, lanes, carry, state)
         skip = self.param("skip", nn.with_logical_partitioning(
@@ -64,8 +65,24 @@ class S4d(LtiMixer):
                   scale=self.output_scale, name="out")(y)
         return y[:, :, 0] * nn.sigmoid(y[:, :, 1]), state
 
+    def kernel(self, channels: tuple[int, int]):
+        """The convolution's kernel, of [H,K] channels."""
+        return StateSpace(channels, self.state_dim, self.start, self.steps, name="kernel")()
+
     def init_state(self, batch: int, max_length: int, dtype=jnp.float32) -> LtiState:
         return self.empty_state(batch, max_length, self.state_dim // 2)
+
+
+def held(pole: jax.Array, read: jax.Array, step: jax.Array) -> Modes:
+    """Zero-order hold of h' = pole h + x, y = 2 Re read h: pole, read [...,N], step [...]."""
+    log_pole = pole * step[..., None]
+    return Modes(log_pole, 2.0 * read * jnp.expm1(log_pole) / pole)
+
+
+def bilinear(pole: jax.Array, read: jax.Array, step: jax.Array) -> Modes:
+    """The bilinear rule for the same state space."""
+    half = pole * step[..., None] / 2
+    return Modes(jnp.log1p(half) - jnp.log1p(-half), 2.0 * read * step[..., None] / (1 - half))
 
 
 class StateSpace(nn.Module):
@@ -75,6 +92,7 @@ class StateSpace(nn.Module):
     state_dim: int
     start: str
     steps: tuple[float, float]
+    rule: Callable = held
 
     @nn.compact
     def __call__(self) -> Modes:
@@ -89,22 +107,17 @@ class StateSpace(nn.Module):
             name, nn.with_logical_partitioning(init, ("heads", "head_dim", *axes)), shape))
         every = lambda a: lambda key, shape, dtype=jnp.float32: jnp.broadcast_to(
             jnp.asarray(a, dtype), shape)
-        log_step = number("log_step", self._log_step, self.channels)
+        log_step = number("log_step", log_uniform(self.steps), self.channels)
         log_rate = number("log_rate", every(np.log(-pole.real)), modes, "state")
         turn = number("frequency", every(pole.imag), modes, "state")
         read = number("read", functools.partial(_read, column=column), (*modes, 2), "state", None)
         pole = jax.lax.complex(-jnp.exp(log_rate), turn)
-        return held(pole, jax.lax.complex(read[..., 0], read[..., 1]), jnp.exp(log_step))
+        return self.rule(pole, jax.lax.complex(read[..., 0], read[..., 1]), jnp.exp(log_step))
 
-    def _log_step(self, key, shape, dtype=jnp.float32):
-        low, high = (math.log(step) for step in self.steps)
-        return jax.random.uniform(key, shape, dtype, low, high)
-
-
-def held(pole: jax.Array, read: jax.Array, step: jax.Array) -> Modes:
-    """Zero-order hold of h' = pole h + x, y = 2 Re read h: pole, read [...,N], step [...]."""
-    log_pole = pole * step[..., None]
-    return Modes(log_pole, 2.0 * read * jnp.expm1(log_pole) / pole)
+def log_uniform(steps: tuple[float, float]):
+    """Initializer of logarithms of steps within `steps`."""
+    low, high = (math.log(step) for step in steps)
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, low, high)
 
 
 def _read(key, shape, dtype=jnp.float32, *, column):

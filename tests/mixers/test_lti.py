@@ -198,3 +198,134 @@ def test_the_diagonal_form_of_legs_is_legs():
         straight = read @ np.linalg.matrix_power(matrix, power) @ column
         turned = read @ basis @ np.linalg.matrix_power(full, power) @ np.r_[inward, inward.conj()]
         np.testing.assert_allclose(turned, straight, rtol=1e-8)
+
+
+# ---- S4 ----------------------------------------------------------------------------------------
+
+
+def s4_taps(k, steps, length):
+    """Powers of the bilinear matrix of A = diag - P P^* and its conjugate half."""
+    z = lambda name: k[name][..., 0] + 1j * k[name][..., 1]
+    both = lambda a: np.concatenate([a, a.conj()], -1)
+    pole = both(-np.exp(k["log_rate"]) + 1j * k["frequency"])
+    low, column = both(z("low_rank")), both(z("column"))
+    out = np.zeros((length, *steps.shape))
+    for place in np.ndindex(steps.shape):
+        a = np.diag(pole[place]) - np.outer(low[place], low[place].conj())
+        one, half = np.eye(len(a)), steps[place] / 2
+        left = np.linalg.inv(one - half * a)
+        matrix, inward = left @ (one + half * a), 2 * half * left @ column[place]
+        read = both(z("read"))[place] @ np.linalg.inv(
+            one - np.linalg.matrix_power(matrix, k["length"]))
+        for n in range(length):
+            out[(n, *place)] = (read @ np.linalg.matrix_power(matrix, n) @ inward).real
+    return out
+
+
+@pytest.mark.parametrize("kernel_length", [4, 8, 30])
+def test_s4_kernel_is_the_powers_of_the_bilinear_matrix(x64, kernel_length):
+    """Shorter than the text (C is kept for 4 or 8 tokens of 11) and longer."""
+    mixer = cases.build(dict(name="s4", num_heads=2, state_dim=6, kernel_length=kernel_length))
+    seq, x = cases.packed(), cases.inputs()
+    found = cases.variables(mixer, seq)
+    _, inner, outer = cases.captured(mixer, found, x, seq)
+    k = {name: np.asarray(a) for name, a in found["params"]["kernel"].items()}
+    wanted = s4_taps(dict(k, length=kernel_length), np.exp(k["log_step"]), T)
+    np.testing.assert_allclose(inner["kernel"], wanted, atol=1e-10 * np.abs(wanted).max())
+    np.testing.assert_allclose(outer, mixed(wanted, inner["value"]), atol=1e-9)
+
+
+def test_s4_starts_at_legs_whatever_length_it_is_kept_for():
+    """The kernel of a fresh layer is C exp-like of HiPPO itself: the same for any kernel_length."""
+    taps = []
+    for kernel_length in (8, 16, 64):
+        mixer = cases.build(dict(name="s4", num_heads=2, state_dim=8,
+                                 kernel_length=kernel_length))
+        seq, x = cases.packed(), cases.inputs().astype(jnp.float32)
+        found = nn.unbox(jax.jit(mixer.init)(jax.random.key(0), x, seq))
+        _, inner, _ = cases.captured(mixer, found, x, seq)
+        taps.append(inner["kernel"])
+    for other in taps[1:]:
+        np.testing.assert_allclose(other, taps[0], atol=2e-4 * np.abs(taps[0]).max())
+
+
+@pytest.mark.parametrize("position,forms", [(["rope", "alibi"], FORMS)], ids=str)
+def test_s4_runs_every_way_alike(x64, position, forms):
+    spec = dict(name="s4", num_heads=2, state_dim=4, kernel_length=6, chunk=4)
+    cases.agree(cases.ways(spec, position, forms), 1e-8)
+
+
+# ---- gated convolutions ------------------------------------------------------------------------
+
+HYENA = dict(name="hyena", num_heads=2, order=3, filter_width=4, filter_layers=2, bands=2,
+             filter_length=7)
+H3 = dict(name="h3", num_heads=2, head_dim=2, state_dim=4)
+SHORT = dict(name="short_conv", num_heads=2)
+
+
+def hyena_layer(params, x):
+    p = jax.tree.map(np.asarray, params)
+    parts = cases.conv(np.einsum("btd,dnc->btnc", x, p["in"]["kernel"]).reshape(B, T, -1)
+                       + p["in"]["bias"].reshape(-1), p["conv"]["kernel"], p["conv"]["bias"])
+    first, second, third, v = np.split(parts, 4, -1)
+    f, length, place = p["filter"], 7, np.arange(T)
+    turn = 2 * np.pi * place[:, None] / length * np.array([1e-4, 1.0])
+    hidden = np.concatenate([place[:, None] / (length - 1), np.cos(turn), -np.sin(turn)], -1)
+    for n in range(3):
+        hidden = np.sin(f["frequency"] * (hidden @ f[f"kernel_{n}"] + f[f"bias_{n}"]))
+    rate = np.linspace(np.log(100) / 1.5, np.log(100) / 0.3, 2 * D).reshape(2, 2, -1)
+    filters = np.einsum("lw,wnhk->lnhk", hidden, f["out"])
+    filters = filters * np.exp(-place[:, None, None, None] / (length - 1) * rate)
+    for n, gate in enumerate((third, second)):
+        v = (v * gate).reshape(B, T, 2, -1)
+        v = (mixed(filters[:, n], v) + p["skip"][n] * v).reshape(B, T, D)
+    return (first * v) @ p["out"]["kernel"] + p["out"]["bias"]
+
+
+def h3_layer(params, x):
+    p = jax.tree.map(np.asarray, params)
+    q, k, v = (x @ p[n]["kernel"] + p[n]["bias"] for n in ("query", "key", "value"))
+    k = cases.conv(k, p["shift"]["kernel"]) + p["shift_skip"] * k
+    apart = lambda a: a.reshape(B, T, 2, 4, 2)
+    products = apart(k)[..., :, None] * apart(v)[..., None, :]
+    s = p["kernel"]
+    half = (-np.exp(s["log_rate"]) + 1j * s["frequency"]) * np.exp(s["log_step"])[..., None] / 2
+    read = (s["read"][..., 0] + 1j * s["read"][..., 1]) * np.exp(s["log_step"])[..., None]
+    taps = np.stack([(2 * read / (1 - half) * ((1 + half) / (1 - half))**n).sum(-1).real
+                     for n in range(T)])
+    y = mixed(np.repeat(taps, 4, -1), products.reshape(B, T, 2, -1)).reshape(products.shape)
+    y = y + p["skip"][..., None, None] * products
+    y = np.einsum("bthck,bthckv->bthcv", apart(q), y).reshape(B, T, D)
+    return y @ p["out"]["kernel"] + p["out"]["bias"]
+
+
+def short_layer(params, x):
+    p = jax.tree.map(np.asarray, params)
+    before, after, u = np.moveaxis(np.einsum("btd,dnhk->btnhk", x, p["in"]["kernel"]), 2, 0)
+    flat = lambda a: a.reshape(*a.shape[:-2], -1)
+    y = cases.conv(flat(before * u), flat(p["kernel"])) * flat(after)
+    return y @ p["out"]["kernel"].reshape(D, D)
+
+
+@pytest.mark.parametrize("spec,layer", [(HYENA, hyena_layer), (H3, h3_layer), (SHORT, short_layer)],
+                         ids=lambda value: value["name"] if isinstance(value, dict) else "")
+def test_gated_convolutions_are_the_published_layers(x64, spec, layer):
+    mixer, seq = cases.build(spec), cases.packed()
+    found, x = cases.variables(mixer, seq), cases.inputs()
+    wanted = layer(found["params"], np.asarray(x))
+    y = jax.jit(mixer.apply)(found, x, seq)[0]
+    np.testing.assert_allclose(y, wanted, atol=1e-10 * max(1, np.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("spec,position", [
+    (HYENA, ["rope", "alibi"]), (HYENA, "kerple"), (H3, ["rope", "alibi"]), (SHORT, "no_pe"),
+    (SHORT, ["rope", "kerple"])], ids=str)
+def test_gated_convolutions_run_every_way_alike(x64, spec, position):
+    forms = ("quadratic", "chunked") + (("step",) if spec is H3 else ())
+    cases.agree(cases.ways(dict(spec, chunk=4), position, forms))
+
+
+def test_a_short_convolution_remembers_its_window_alone():
+    for position in ("no_pe", "kerple"):
+        mixer = cases.build(SHORT, position)
+        assert mixer.state_size(1000) == mixer.state_size(10) < 6 * D
