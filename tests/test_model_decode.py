@@ -2,6 +2,7 @@
 
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,17 +17,21 @@ from lcx.model.decode import SLOTS, Decoder, pieces, sample
 MIXERS = lookup.names("lcx.mixers")
 FAMILIES = list({lookup.find("lcx.mixers", name).family: name for name in reversed(MIXERS)}
                 .values())
-WIDTH, PROMPT, COUNT, VOCAB = 32, 9, 4, 17
+WIDTH, PROMPT, COUNT, VOCAB = 32, 16, 4, 17  # two pieces of 8, then steps
 
 
 def model_of(**options):
     return build_model(dict(dict(vocab_size=VOCAB, width=WIDTH, depth=1, position="no_pe",
-                                 mixer="attention", mlp=None), **options), train_length=16)
+                                 mixer="attention", mlp=None, tie_embeddings=False),
+                            **options), train_length=16)
 
 
 def variables_of(model):
+    """As it starts, but for a small embedding: what a token says of itself would drown the rest."""
     tokens = jnp.zeros((1, 4), jnp.int32)
-    return jax.jit(model.init)(jax.random.key(0), tokens, lanes.sequence(1, 4))
+    found = nn.unbox(jax.jit(model.init)(jax.random.key(0), tokens, lanes.sequence(1, 4)))
+    return {**found, "params": {**found["params"],
+                                "embedding": 0.02 * found["params"]["embedding"]}}
 
 
 def greedy_agrees(model, decoder=None):
@@ -40,7 +45,7 @@ def greedy_agrees(model, decoder=None):
     chosen = np.take_along_axis(logits, found[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(chosen, logits.max(-1), atol=1e-4)
     assert logits.std(-1).min() > 1e-2  # or any token would do
-    assert decoder.programs == 2  # 9 = 8 + 1, and the step is a piece of 1
+    assert decoder.programs == 2  # of 8 tokens and of 1
 
 
 def cell(mixer):
@@ -63,7 +68,8 @@ def hybrid():
     window = dict(name="attention", num_heads=2, window=5)
     return model_of(depth=6, pattern=[
         dict(mixer=dict(name="rglru", num_heads=2)), dict(position="rope", mixer=window),
-        dict(position="rope", mixer=dict(name="attention", num_heads=2, num_kv_heads=1))])
+        dict(position="dynamic_ntk",  # it reads how long the request will be
+             mixer=dict(name="attention", num_heads=2, num_kv_heads=1))])
 
 
 def test_greedy_on_a_hybrid():
@@ -102,6 +108,21 @@ def test_requests_of_one_size_of_state_share_programs():
     assert decoder.programs == 2
 
 
+class Told:
+    """A stand-in that answers with the length it is told, and remembers nothing."""
+
+    vocab_size = 64
+    init_state = staticmethod(lambda batch, length: jnp.zeros((batch,)))
+
+    def apply(self, variables, tokens, seq, state, method):
+        return jax.nn.one_hot(jnp.broadcast_to(seq.length, tokens.shape[:1]), 64), state
+
+
+def test_a_scheme_is_told_the_whole_request_from_the_first_piece_on():
+    found = list(Decoder(Told()).generate({}, np.zeros((2, 19), int), 6))
+    assert np.array(found).tolist() == [[25, 25]] * 6
+
+
 def test_sampling_is_the_softmax_within_the_nucleus():
     logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
     many = jax.jit(lambda t, p: jax.vmap(lambda key: sample(logits, key, t, p)[0])(
@@ -122,6 +143,7 @@ def test_a_seed_repeats_and_another_does_not():
     draw = lambda seed: np.concatenate(list(decoder.generate(
         variables, np.ones((1, 1), int), 40, temperature=5.0, seed=seed)))
     assert (draw(1) == draw(1)).all() and (draw(1) != draw(2)).any()
+    assert len(set(draw(1).tolist())) > 2  # each step has a key of its own
     assert draw(1).max() == 4  # `ids`: none beyond what the tokenizer knows
 
 
@@ -177,10 +199,11 @@ def test_from_the_command_line(tmp_path, capsys, monkeypatch):
 
     class Words:  # a tokenizer whose tokens end inside a character
         encode = staticmethod(lambda text: np.frombuffer(text, np.uint8).astype(np.int32) % 8)
-        decode = staticmethod(lambda ids: bytes([0xC3, 0xA9][token % 2] for token in ids))
+        decode = staticmethod(lambda ids: bytes([0xC3, 0xA9][token] for token in ids))
 
     run = open_run(folder)
     monkeypatch.setattr(type(run.data), "tokenizer", Words)
-    pairs = list(generate(run, "hallo", 5))
-    whole = b"".join(Words.decode([token]) for token, _ in pairs)
-    assert "".join(text for _, text in pairs) == whole.decode("utf-8", errors="replace")
+    monkeypatch.setattr(Decoder, "generate",
+                        lambda *a, **k: iter([np.array([t]) for t in (0, 1, 0, 0, 1, 0)]))
+    assert list(generate(run, "hallo", 6)) == [
+        (0, ""), (1, "\u00e9"), (0, ""), (0, "\ufffd"), (1, "\u00e9"), (0, "\ufffd")]

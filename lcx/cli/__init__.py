@@ -7,11 +7,24 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lcx.cli import data, eval, generate, matrix, positions, report, search, status, sweep, train
+from lcx.cli import (
+    data,
+    eval,
+    generate,
+    matrix,
+    mixers,
+    positions,
+    report,
+    search,
+    status,
+    sweep,
+    train,
+)
 from lcx.errors import ConfigError, DataError
 
 # Importing a command is quick: what it needs of jax it imports when it runs.
-COMMANDS = (train, eval, sweep, search, status, report, generate, matrix, positions, data)
+COMMANDS = (train, eval, sweep, search, status, report, generate, matrix, mixers, positions,
+            data)
 
 EPILOG = """\
 first steps:
