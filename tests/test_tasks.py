@@ -229,7 +229,8 @@ def test_attention_solves_the_shipped_mqar(tmp_path):
     from pathlib import Path
 
     config = Path(__file__).parents[1] / "configs" / "tasks.py"
-    assert main(["train", f"{config}:mqar,attention", f"--config.runtime.out={tmp_path}"]) == 0
+    assert main(["train", f"{config}:mqar,attention", f"--config.runtime.out={tmp_path}",
+                 "--config.experiment.train.steps=1000"]) == 0
     best = [r["value"] for r in records.read(tmp_path)
             if r["metric"] == "accuracy" and r["length"] == r["train_length"]]
     assert best[0] > 0.99
