@@ -18,7 +18,7 @@ from lcx.errors import ConfigError, Unimplemented
 from lcx.layers import Dense
 from lcx.mixers import CHUNKED, QUADRATIC, STEP, Support
 from lcx.mixers.kernel_family import empty_cache
-from lcx.mixers.linear_family import SUPPORTS, LinearMixer
+from lcx.mixers.linear_family import EPS, SUPPORTS, LinearMixer
 from lcx.ops import endpoint, pairs
 from lcx.types import wide, wide_dtype
 
@@ -95,9 +95,14 @@ class Performer(LinearMixer):
         top = jax.lax.stop_gradient(jnp.max(query, -1, keepdims=True))
         peak, log_decay, state = self._peaks(key, seq, state)
         feature = lambda z: ((jnp.exp(z) + self.floor) * len(weights) ** -0.5).astype(x.dtype)
-        out, core = self.mix(feature(query - top), feature(key - peak[..., None]), value, seq,
-                             lanes.replace(temperature=None), carry, core, log_decay=log_decay,
-                             normaliser="sum")
+        query, key = feature(query - top), feature(key - peak[..., None])
+        lanes = lanes.replace(temperature=None)
+        self.sow("intermediates", "inner", {"core": {"linear": dict(
+            query=query, key=key, value=value, log_decay=log_decay, normaliser=EPS, lanes=lanes)}})
+        run = self._over_pairs if self.over_pairs(lanes) else self._over_memory
+        out, core = run(query, key, value, seq, lanes, carry, core, log_decay, EPS)
+        out = out.astype(x.dtype)
+        self.sow("intermediates", "outer", out)
         out = Dense((self.width,), ("width",), ("heads", "head_dim"), scale=self.output_scale,
                     name="out")(out)
         return out, None if state is None else state.replace(core=core)
