@@ -63,7 +63,7 @@ def test_every_form_is_the_recurrence(kind, normaliser, x64):
         close(got, want)
 
 
-def pair_lane(kind):
+def pair_lane(kind, **far):
     """Lanes of a kind without a state of its own, and its weight of a pair."""
     index = np.asarray(packed().index)
     slopes = np.linspace(0.1, 0.9, H)
@@ -81,7 +81,7 @@ def pair_lane(kind):
         return lanes, lambda b, h, i, j: (identity, 0.1 * q[b, i, h] @ k[b, j, h // 2])
     rotation = L.Rotation(L.split_frequency(FREQUENCY))
     lanes = L.Lanes(L.Piecewise(rotation, jnp.float64(3), _far, (
-        (_same, _same), (_capped, _zero))))
+        (_same, _same), (_capped, _zero)), **far))
     apart = lambda b, i, j: i - j if i - j < 3 else min(index[b, i], 3)
     return lanes, lambda b, h, i, j: (turn(-FREQUENCY * apart(b, i, j)), 0.0)
 
@@ -212,10 +212,12 @@ def test_forms_that_do_not_exist_say_so():
     toeplitz, constant = pair_lane("toeplitz")[0], pair_lane("constant")[0]
     with pytest.raises(Refusal, match="R2.*finite-rank"):
         mix(q, k, v, packed(), toeplitz, "step")
-    with pytest.raises(Unimplemented, match="chunked form.*FFT"):
-        mix(q, k, v, packed(), toeplitz, "chunked")
-    with pytest.raises(Unimplemented, match="ring buffer"):
-        mix(q, k, v, packed(), constant, "step")
+    path = L.Householder(jnp.zeros((B, T, 2, K)), jnp.zeros((B, T, 2)))
+    for lanes in (toeplitz.replace(transport=path), constant.replace(transport=path)):
+        with pytest.raises(Unimplemented, match="chunked form.*does not factor"):
+            mix(q, k, v, packed(), lanes, "chunked")
+    with pytest.raises(Refusal, match="R2.*turned alike"):
+        mix(q, k, v, packed(), pair_lane("piecewise")[0], "step")
     with pytest.raises(ConfigError, match="parallel.*Known: auto, chunked"):
         mix(q, k, v, packed(), form="parallel")
     with pytest.raises(ConfigError, match="choose 'sum' or None"):

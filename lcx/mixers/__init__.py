@@ -122,9 +122,9 @@ class Mixer(nn.Module):
                 return cls.supports[kind]
         return Support(reason="the mixer's table has no entry for this lane type")
 
-    def check_form(self, lane: Any) -> Mapping[str, str]:
+    def check_form(self, lane: Any, among: Lanes | None = None) -> Mapping[str, str]:
         """The forms that a lane lacks here. Raises where one of them was asked for by name."""
-        missing = self.support(lane).missing
+        missing = self.support(lane, among).missing
         if self.form in missing:
             code, reason = missing[self.form].split(" ", 1)
             name = f"{lookup.file_name(type(self))} in its {self.form} form"

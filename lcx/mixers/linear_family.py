@@ -15,35 +15,15 @@ from flax import struct
 
 from lcx import lanes as L
 from lcx.errors import ConfigError
-from lcx.mixers import CHUNKED, QUADRATIC, STEP, Mixer, Support, refuses
+from lcx.mixers import CHUNKED, QUADRATIC, STEP, Mixer, Support
+from lcx.mixers.linear_supports import APART, ENDLESS, FAR_SUPPORTS, SUPPORTS
 from lcx.ops import endpoint, pairs
 from lcx.ops.attention import cache
-from lcx.ops.linear import linear_attention, quadratic
+from lcx.ops.linear import linear_attention, quadratic, ring
+from lcx.ops.linear.tree import toeplitz_attention
 from lcx.types import wide, wide_dtype
 
-_ALL = Support((QUADRATIC, CHUNKED, STEP))
-_RING = "unimplemented: ring buffer of near keys beside a delayed state"
-_BUCKETS = "unimplemented: a sum of keys per bucket of distances, in a ring buffer"
-_RANK = "R2 the kernel has no finite-rank state"
-_PAIRS = Support((QUADRATIC,), {CHUNKED: "R2 a pair's weight does not factor", STEP: _RANK})
-SUPPORTS = {
-    L.Rotation: _ALL,
-    L.ContentRotation: _ALL,
-    L.Diagonal: _ALL,
-    L.FeatureMap: _ALL,
-    L.Householder: _ALL,
-    L.Piecewise: Support((QUADRATIC,), {CHUNKED: _RING, STEP: _RING}),
-    L.Separable: _ALL,
-    L.EventuallyConstant: Support((QUADRATIC,), {CHUNKED: _RING, STEP: _RING}),
-    L.Toeplitz: Support((QUADRATIC,), {CHUNKED: "unimplemented: FFT form", STEP: _RANK}),
-    L.Rowwise: _PAIRS,
-    L.Pairwise: _PAIRS,
-    L.ValueRotation: _ALL,
-    L.ValueTable: Support((QUADRATIC,), {CHUNKED: _BUCKETS, STEP: _BUCKETS}),
-    L.LogitMap: refuses("R11", "an operator on the logits of a row needs a softmax over them"),
-    L.Temperature: Support((QUADRATIC, CHUNKED, STEP), code="R4", reason=(
-        "a factor of a whole row cancels in the normaliser or the scale-free output norm")),
-}
+_CHUNK = 64  # tokens at once beside a ring (if it holds no more), or whose pairs are weighed
 EPS = 1e-6  # beside the sum of weights (arXiv:2006.16236)
 
 
@@ -67,11 +47,19 @@ class KeysState:
     carry: Any
 
 
+@struct.dataclass
+class RingState:
+    """The newest tokens beside a memory of older ones, and what the scheme remembers."""
+
+    ring: ring.Ring
+    carry: Any
+
+
 class LinearMixer(Mixer):
     """Shared by mixers whose core is o_i = sum_{j<=i} <q_i, T_{i:j} k_j> exp(decay + bias) v_j."""
 
     family = "linear"
-    supports = SUPPORTS
+    supports = {**SUPPORTS, **FAR_SUPPORTS}
     gate_rank: ClassVar[int] = 3  # axes of its own gates: one for each head
 
     def mix(self, query: jax.Array, key: jax.Array, value: jax.Array, seq: L.Sequence,
@@ -89,24 +77,56 @@ class LinearMixer(Mixer):
         eps = EPS if normaliser else None
         if log_decay is not None:
             log_decay = jnp.broadcast_to(wide(log_decay), query.shape[: self.gate_rank])
-        self.sow("intermediates", "inner", dict(query=query, key=key, value=value,
-                                          log_decay=log_decay, normaliser=eps))
-        run = self._over_pairs if self.over_pairs(lanes) else self._over_memory
+        self.sow("intermediates", "inner", self._shown(dict(
+            query=query, key=key, value=value, log_decay=log_decay, normaliser=eps,
+            lanes=lanes)))
+        run = self._over_memory
+        if self.over_pairs(lanes):
+            tree = self.form == CHUNKED and state is None
+            run = self._over_tree if tree else self._over_pairs
+        elif ring.reach(lanes) is not None:
+            run = self._over_ring
         out, state = run(query, key, value, seq, lanes, carry, state, log_decay, eps)
         out = out.astype(value.dtype)
         self.sow("intermediates", "outer", out)
         return out, state
+
+    def _shown(self, inner: dict) -> dict:
+        """What the core got, for those who watch it."""
+        return inner
+
+    @classmethod
+    def support(cls, lane: Any, among: L.Lanes | None = None) -> Support:
+        found = super().support(lane, among)
+        static = isinstance(lane, (L.Piecewise, L.Toeplitz)) and CHUNKED in found.forms
+        if isinstance(lane, L.Piecewise) and static and lane.window is None:
+            return Support((QUADRATIC,), {CHUNKED: ENDLESS, STEP: ENDLESS})
+        if static and among is not None and not cls.factors(among.transport, lane):
+            step = found.missing.get(STEP, APART)
+            return Support((QUADRATIC,), {CHUNKED: APART, STEP: step})
+        return found
+
+    @classmethod
+    def factors(cls, transport: Any, lane: Any) -> bool:
+        """Whether a transport is a map of the query and one of the key, as `lane` wants it."""
+        near = isinstance(transport, L.Piecewise) and isinstance(
+            lane, (L.Piecewise, L.EventuallyConstant))
+        return near or not isinstance(transport, (L.Householder, L.Piecewise))
 
     def over_pairs(self, lanes: L.Lanes) -> bool:
         """Whether these lanes, in this form, need the weights of all pairs.
 
         Raises Refusal or Unimplemented where the form that was asked for does not exist.
         """
-        for lane in lanes.values():
-            missing = self.check_form(lane)
-            if STEP in missing:
-                return True
-        return self.form == QUADRATIC
+        missing = [self.check_form(lane, lanes) for lane in lanes.values()]
+        return self.form == QUADRATIC or any(STEP in forms for forms in missing)
+
+    def _endpoints(self, query, key, seq, transport):
+        """Query and key, each mapped by its own token's place."""
+        token = pairs.path_of(transport)
+        return endpoint.mapped(pairs.Queries(query, seq, path=token),
+                               pairs.Keys(key, key, seq, path=token), transport,
+                               self.site().rotary_dim)
 
     def _over_memory(self, query, key, value, seq, lanes, carry, state, log_decay, eps):
         """A state of fixed size: chunked, or token by token."""
@@ -133,10 +153,7 @@ class LinearMixer(Mixer):
         match transport:
             case L.Rotation() | L.ContentRotation() | L.FeatureMap():
                 # equal to a rotation of the state: channels of a pair decay alike
-                token = pairs.path_of(transport)
-                turned = endpoint.mapped(
-                    pairs.Queries(query, seq, path=token), pairs.Keys(key, value, seq, path=token),
-                    transport, self.site().rotary_dim)
+                turned = self._endpoints(query, key, seq, transport)
             case L.Householder(vector, beta):
                 fits = lambda a: jnp.broadcast_to(repeated(a), (batch, *repeated(a).shape[1:]))
                 path = dict(erase=fits(vector), beta=fits(beta))
@@ -171,6 +188,53 @@ class LinearMixer(Mixer):
                                chunk=self.chunk)
         return out, state
 
+    def _over_ring(self, query, key, value, seq, lanes, carry, state, log_decay, eps):
+        """Near pairs one by one, far ones from a memory of what left the ring."""
+        if log_decay is not None:
+            lanes = self._gated(lanes, log_decay)
+        path = pairs.path_of(lanes.transport)
+        total = pairs.integrals(lanes, None if state is None else state.ring.keys.total)
+        keys = pairs.Keys(key, value, seq.replace(length=None), total, path)
+        site, batch = self.site(), query.shape[0]
+        window = ring.reach(lanes)
+        if state is None:
+            dim = endpoint.mapped_dim(lanes.transport, site) + query.shape[-1] - site.key_dim
+            like = jax.tree.map(lambda a: a[:, :1], keys)
+            before = ring.init(like, query.shape[2], dim, batch, window, eps is not None)
+        else:
+            before = state.ring
+        out, after = ring.attend(
+            pairs.Queries(query, seq, total, path), keys, before, lanes,
+            rotary_dim=site.rotary_dim, eps=eps, chunk=self.chunk or max(_CHUNK, window))
+        return out, None if state is None else RingState(after, carry)
+
+    def _over_tree(self, query, key, value, seq, lanes, carry, state, log_decay, eps):
+        """Static kernels of the distance by FFT, for ids that count tokens."""
+        batch, length, heads, _ = query.shape
+        if log_decay is not None:
+            lanes = self._gated(lanes, log_decay)
+        ids, starts, _ = L.advance(seq.replace(ids=seq.ids[..., :1]), L.nothing_seen(batch))
+        counts = jnp.all((ids[..., 0] == 1) | starts, axis=1)[:, None, None, None]
+        distance = jnp.arange(length, dtype=wide_dtype())
+        static = [wide(bias.kernel(bias.params, distance)) for bias in lanes.bias
+                  if isinstance(bias, L.Toeplitz)]
+        gates = [wide(bias.increment) for bias in lanes.bias if isinstance(bias, L.Separable)]
+        gates = jnp.broadcast_to(sum(gates), (batch, length, heads)) if gates else None
+        run = lambda query, key, value, gates: toeplitz_attention(
+            query, pairs.repeat_heads(key, heads), pairs.repeat_heads(value, heads),
+            jnp.exp(sum(static)), log_decay=gates, start=starts, block=self.chunk or _CHUNK)
+        turned, channels, transport = (query, key), gates, lanes.transport
+        if isinstance(transport, L.Diagonal):
+            channels = channel_decay(gates, transport, query)
+            transport = transport.rotation
+        if transport is not None:
+            turned = self._endpoints(query, key, seq, transport)
+        out = run(*turned, endpoint.turn_values(value, seq, lanes.value), channels)
+        out = endpoint.turn_values(out, seq, lanes.value, sign=-1)
+        if eps is not None:
+            out = out / (run(query, key, jnp.ones_like(value[..., :1]), gates) + eps)
+        return jnp.where(counts, out, jnp.nan), None
+
     def _gated(self, lanes: L.Lanes, log_decay) -> L.Lanes:
         """The mixer's own gate, which need not be an array yet, as one more separable bias."""
         if isinstance(log_decay, jax.Array):  # the floor of ops.linear: -inf has no integral
@@ -185,7 +249,8 @@ class LinearMixer(Mixer):
         """
         site = self.site()
         lanes, carry = self.structure(batch)
-        if not self.over_pairs(lanes):
+        window, over_pairs = ring.reach(lanes), self.over_pairs(lanes)
+        if not over_pairs and window is None:
             shape = (batch, site.num_heads)
             dim = endpoint.mapped_dim(lanes.transport, site)
             total = jnp.zeros((*shape, site.key_dim, 1), wide_dtype()) if normaliser else None
@@ -196,6 +261,10 @@ class LinearMixer(Mixer):
             lanes = self._gated(lanes, gate if log_decay is True else log_decay)
         like = cache.like(lanes, batch, site.num_kv_heads, site.key_dim, value_dim, dtype,
                           value_heads)
+        if not over_pairs:
+            dim = endpoint.mapped_dim(lanes.transport, site)
+            return RingState(ring.init(like, site.num_heads, dim, batch, window,
+                                       normaliser is not None), carry)
         return KeysState(cache.init(like, batch, max_length), carry)
 
 

@@ -9,14 +9,14 @@ only on the tokens in between, where turning both by their own phases would not.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from lcx import lanes as L
 from lcx.mixers import CHUNKED, QUADRATIC, STEP, Support, refuses
-from lcx.mixers.linear_family import SUPPORTS, LinearMixer, MemoryState, channel_decay
+from lcx.mixers.linear_family import LinearMixer, MemoryState, channel_decay
 from lcx.ops import endpoint, pairs
 from lcx.ops.linear import linear_attention
 from lcx.ops.untied import Untied
@@ -27,7 +27,7 @@ _TURNS = Support((QUADRATIC, CHUNKED, STEP), code="R10", reason=(
     "turns, then fades"))
 _UNTIED = "unimplemented: a ring buffer of near keys whose far state turns with untied gates"
 VECTOR_SUPPORTS = {
-    **SUPPORTS,
+    **LinearMixer.supports,
     L.Rotation: _TURNS,
     L.ContentRotation: _TURNS,
     L.FeatureMap: refuses("R10", "a map of the endpoints is no transition that fades channel by "
@@ -37,11 +37,16 @@ VECTOR_SUPPORTS = {
 
 
 class VectorMixer(LinearMixer):
-    """Shared by mixers that call `mix(..., log_decay=[B,T,H,K])`; they have no normaliser."""
+    """Shared by mixers that call `mix(..., log_decay=[B,T,H,K])`; they have no normaliser.
+
+    read_first: a token reads the memory after the scheme's transport, before its own gates close
+    and before its own write: o_t = q_t^T T_t S_{t-1}.
+    """
 
     family = "vector"
     supports = VECTOR_SUPPORTS
     gate_rank = 4
+    read_first: ClassVar[bool] = False
 
     @classmethod
     def support(cls, lane: Any, among: L.Lanes | None = None) -> Support:
@@ -52,48 +57,68 @@ class VectorMixer(LinearMixer):
                                   "and of gates per channel would have to be kept for every pair")
         return super().support(lane, among)
 
+    @classmethod
+    def factors(cls, transport: Any, lane: Any) -> bool:
+        """As in the family: a turn between gates is no map of the query and of the key."""
+        return transport is None or isinstance(transport, L.Diagonal) and not transport.rotation
+
     def over_pairs(self, lanes: L.Lanes) -> bool:
         """As in the family, but a path transport has no form over pairs: one chunk stands in."""
         needs = super().over_pairs(lanes)
         return needs and not isinstance(lanes.transport, L.Householder)
 
+    def _shown(self, inner: dict) -> dict:
+        return {"core": {"read_first": inner}} if self.read_first else inner
+
     def _over_memory(self, query, key, value, seq, lanes, carry, state, log_decay, eps):
-        batch, length, heads, size = query.shape
-        for bias in lanes.bias:
-            log_decay = log_decay + wide(bias.increment)[..., None]
-        transport = lanes.transport
+        batch, length, heads, _ = query.shape
+        fits = lambda a: jnp.broadcast_to(pairs.repeat_heads(a, heads),
+                                          (batch, length, heads, *a.shape[3:]))
+        fade = sum((wide(bias.increment)[..., None] for bias in lanes.bias),
+                   jnp.zeros((1, 1, 1, 1), wide_dtype()))  # the scheme's own
+        transport, options, turns, erases = lanes.transport, {}, {}, {}
         if isinstance(transport, L.Diagonal):
-            log_decay = log_decay + channel_decay(None, transport, query)
+            fade = fade + channel_decay(None, transport, query)
             transport = transport.rotation
         last = L.nothing_seen(batch, lanes.axes)
         if state is not None:
             last = L.Last(state.ids, state.segment)
         step, starts, last = L.advance(seq, last)
-        rows = dict(query=query, key=pairs.repeat_heads(key, heads), log_decay=log_decay,
-                    value=pairs.repeat_heads(endpoint.turn_values(value, seq, lanes.value), heads))
-        if seq.segment is not None or state is not None:
-            rows["start"] = jnp.broadcast_to(starts, (batch, length))
-        fits = lambda a: jnp.broadcast_to(pairs.repeat_heads(a, heads),
-                                          (batch, length, heads, *a.shape[3:]))
-        options = {}
+        starts = jnp.broadcast_to(starts, (batch, length))
         match transport:
             case L.Rotation():
                 # a query at i would see key j turned back by what lies between them
-                rows["rotation"] = fits(-L.phase(transport, step)[:, :, None].repeat(heads, 2))
-                rows["query"] = endpoint.amplified(query, transport)
+                turns = dict(rotation=fits(-L.phase(transport, step)[:, :, None].repeat(heads, 2)))
+                query = endpoint.amplified(query, transport)
                 options = dict(interleaved=transport.interleaved)
             case L.ContentRotation():
-                rows["rotation"] = fits(-wide(transport.step))
+                turns = dict(rotation=fits(-wide(transport.step)))
                 options = dict(interleaved=transport.interleaved)
             case L.Householder(vector, beta):
-                rows = _path_first(rows, fits(vector), fits(beta))
-        path = isinstance(transport, L.Householder)
-        size = rows["query"].shape[1] if self.form == QUADRATIC else self.chunk
+                spare = query.shape[-1] - vector.shape[-1]
+                erases = dict(erase=jnp.pad(fits(vector), [(0, 0)] * 3 + [(0, spare)]),
+                              beta=fits(beta))
+        key = pairs.repeat_heads(key, heads)
+        value = pairs.repeat_heads(endpoint.turn_values(value, seq, lanes.value), heads)
+        rows = dict(query=query, key=key, value=value, log_decay=log_decay + fade, **turns)
+        if seq.segment is not None or state is not None:
+            rows["start"] = starts
+        apart, reads = 1, 0
+        if self.read_first and not turns and not erases and state is None and self.form != STEP:
+            # what a token wrote, and the gate that it closed after its read, meet the next one
+            key, value, gate = (_next(a, starts) for a in (key, value, log_decay))
+            rows |= dict(key=(key * jnp.exp(fade)).astype(key.dtype), value=value,
+                         log_decay=gate + fade)
+        elif self.read_first or erases:
+            apart, reads = 2, 0 if self.read_first else 1
+            rows = _apart(rows, dict(log_decay=jnp.broadcast_to(fade, query.shape), **turns,
+                                     **erases), log_decay, self.read_first)
+        size = apart * length if self.form == QUADRATIC else self.chunk
         options |= {} if size is None else dict(chunk=size)
         out, memory = linear_attention(
             **rows, **options, state=None if state is None else state.memory,
             form="recurrent" if self.form == STEP else "chunked")
-        out = endpoint.turn_values(out[:, 1::2] if path else out, seq, lanes.value, sign=-1)
+        out = endpoint.turn_values(out[:, reads::apart], seq, lanes.value, sign=-1)
         if state is not None:
             state = MemoryState(memory.astype(state.memory.dtype), None, last.segment, carry,
                                 last.ids)
@@ -122,18 +147,28 @@ class VectorMixer(LinearMixer):
         return state
 
 
-def _path_first(rows: dict, vector: jax.Array, beta: jax.Array) -> dict:
-    """Each token as two: I - beta w w^T, writing nothing; then its gates, its write, its read."""
-    batch, length = beta.shape[:2]
-    none = {name: jnp.zeros_like(a) for name, a in rows.items()}
-    spare = rows["query"].shape[-1] - vector.shape[-1]
-    vector = jnp.pad(vector, [(0, 0)] * 3 + [(0, spare)])
-    first = dict(none, erase=vector, beta=beta)
-    second = dict(rows, erase=jnp.zeros_like(vector), beta=jnp.zeros_like(beta))
+def _next(x: jax.Array, starts: jax.Array) -> jax.Array:
+    """Each token's row [B,T,H,*] where the next token stands; 0 at the starts of documents."""
+    x = jnp.roll(x, 1, axis=1)
+    first = starts | (jnp.arange(x.shape[1]) == 0)
+    return jnp.where(first[..., None, None], 0, x)
+
+
+def _apart(rows: dict, scheme: dict, own: jax.Array, read_first: bool) -> dict:
+    """Each token as two: what the scheme does to the memory; the mixer's own gates and the write.
+
+    The read comes between them or at the end. Arrays [B,T,...] -> [B,2T,...].
+    """
+    batch, length = own.shape[:2]
+    first = {name: jnp.zeros_like(a) for name, a in (rows | scheme).items()} | scheme
+    second = {name: jnp.zeros_like(a) for name, a in first.items()}
+    second |= dict(key=rows["key"], value=rows["value"], log_decay=own)
+    (first if read_first else second)["query"] = rows["query"]
     if "start" in rows:
-        first["start"], second["start"] = rows["start"], none["start"]
+        first["start"] = rows["start"]
 
     def weave(a, b):
+        b = b.astype(jnp.result_type(a, b))
         return jnp.stack([a.astype(b.dtype), b], 2).reshape(batch, 2 * length, *b.shape[2:])
 
     return {name: weave(first[name], second[name]) for name in second}

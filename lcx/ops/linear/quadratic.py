@@ -40,26 +40,36 @@ def attend(
 
     def tile(part: pairs.Queries, first) -> jax.Array:
         part = part.replace(slot=queries.slot + first)
-        allowed = pairs.mask(part.seq, keys.seq)
-        scores = pairs.scores(part, keys, lanes.transport, rotary_dim)
-        factor = allowed[:, None].astype(scores.dtype)
-        bias = pairs.log_bias(part, keys, lanes.bias, allowed, 1.0)
-        if bias is not None:  # masked before the exp, where a future pair may overflow
-            factor = jnp.exp(jnp.where(allowed[:, None], bias, -jnp.inf))
-        out = pairs.mixed(scores * factor, value)
-        if isinstance(lanes.value, L.ValueTable):
-            out += pairs.table_values(scores * factor, part.seq, keys.seq, lanes.value)
+        out, total = sums(part, keys.replace(value=value), lanes, rotary_dim, eps is not None)
         if isinstance(lanes.value, L.ValueRotation):
             out = endpoint.turn_values(out, part.seq, lanes.value, sign=-1)
-        if eps is None:
-            return out
-        if lanes.transport is not None:
-            scores = pairs.inner(part.query, keys.key)
-        total = jnp.sum(scores * factor, axis=-1)
-        return out / (jnp.swapaxes(total, 1, 2)[..., None] + eps)
+        return out if eps is None else out / (total + eps)
 
     if chunk is None:
         small = batch * heads * length * keys.key.shape[1] <= SMALL
         chunk = length if small else CHUNK
     tokens = queries.replace(seq=queries.seq.replace(length=None), slot=None)
     return pairs.over_queries(tile, tokens, chunk)
+
+
+def sums(queries: pairs.Queries, keys: pairs.Keys, lanes: L.Lanes, rotary_dim: int,
+         totals: bool) -> tuple[jax.Array, jax.Array | None]:
+    """Sums of weighted values [B,T,H,V] and of the weights without transport [B,T,H,1], wide.
+
+    Values are taken as they stand: a rotation of them is up to the caller.
+    """
+    allowed = pairs.mask(queries.seq, keys.seq)
+    scores = pairs.scores(queries, keys, lanes.transport, rotary_dim)
+    factor = allowed[:, None].astype(scores.dtype)
+    bias = pairs.log_bias(queries, keys, lanes.bias, allowed, 1.0)
+    if bias is not None:  # masked before the exp, where a future pair may overflow
+        factor = jnp.exp(jnp.where(allowed[:, None], bias, -jnp.inf))
+    out = pairs.mixed(scores * factor, keys.value)
+    if isinstance(lanes.value, L.ValueTable):
+        out += pairs.table_values(scores * factor, queries.seq, keys.seq, lanes.value)
+    if not totals:
+        return out, None
+    if lanes.transport is not None:
+        scores = pairs.inner(queries.query, keys.key)
+    total = jnp.sum(scores * factor, axis=-1)
+    return out, jnp.swapaxes(total, 1, 2)[..., None]
