@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -50,7 +50,7 @@ RULES: dict[str, Rule] = {
     "state": _WHOLE,
     "rank": Rule(weight=("fsdp",)),  # low-rank bottlenecks (MLA latents, gate projections)
     "features": _WHOLE,  # feature maps
-    "expert": _WHOLE,
+    "expert": Rule(weight=("tensor",)),  # `over_experts` sends each token to where they lie
     "kernel": _WHOLE,  # convolution taps
     "positions": _WHOLE,  # rows of a learned position table
     "buckets": _WHOLE,  # rows of a relative-distance table
@@ -127,6 +127,33 @@ def shardings(variables: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, PartitionSpec(*_spec(names, leaf.value.shape, sizes, True)))
 
     return jax.tree_util.tree_map_with_path(one, variables, is_leaf=is_boxed)
+
+
+def over_experts(function: Callable, rows: Any, weights: Any) -> jax.Array:
+    """function(first, rows, weights) of each device's own tokens and experts, summed over experts.
+
+    rows: pytree of [B,...]; weights: pytree of [E,...] with the experts first; first: number of
+    the first expert that the function is given. Its result [B,...] is a sum over experts. Without
+    a mesh, inside `shard_map` and where E does not divide, it is given all of them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or any(t != AxisType.Auto for t in mesh.axis_types):
+        return function(0, rows, weights)
+    sizes = tuple(mesh.shape.items())
+    length = lambda tree: jax.tree.leaves(tree)[0].shape[:1]
+    batch, = _spec(("batch",), length(rows), sizes, False)
+    experts, = _spec(("expert",), length(weights), sizes, True)
+
+    def body(rows, weights):
+        if experts is None:
+            return function(0, rows, weights)
+        first = jax.lax.axis_index(experts) * length(weights)[0]
+        # Said, for a gather by indices that vary would forget to sum the gradient of what it reads.
+        rows = jax.tree.map(lambda x: jax.lax.pcast(x, experts, to="varying"), rows)
+        return jax.lax.psum(function(first, rows, weights), experts)
+
+    return jax.shard_map(body, in_specs=(PartitionSpec(batch), PartitionSpec(experts)),
+                         out_specs=PartitionSpec(batch))(rows, weights)
 
 
 def is_boxed(leaf: Any) -> bool:

@@ -112,9 +112,10 @@ class LanguageModel(nn.Module):
     def _stack(self, x, states, seqs, shared):
         periods = self.depth // len(self.layers)
         scan = nn.scan(
-            Period, variable_axes={"params": 0, "intermediates": 0}, variable_broadcast="numbers",
-            split_rngs={"params": True}, in_axes=(0, nn.broadcast, nn.broadcast),
-            length=periods, metadata_params={nn.PARTITION_NAME: "depth"})
+            Period, variable_axes={"params": 0, "intermediates": 0, "losses": 0},
+            variable_broadcast="numbers", split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast), length=periods,
+            metadata_params={nn.PARTITION_NAME: "depth"})
         common = dict(width=self.width, train_length=self.train_length,
                       output_scale=self.output_scale)
         body = scan(self.layers, common, _POLICIES[self.remat], name="layers")

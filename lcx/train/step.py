@@ -35,38 +35,46 @@ def make_step(
 
     The loss is sum(nll x weights) / sum(weights) over the whole batch, so that accumulation over
     `accumulate` micro-batches is exact when their weights differ. Gradients are clipped to the
-    global norm `clip` (0: not at all). Metrics are float32 scalars.
+    global norm `clip` (0: not at all). Metrics are float32 scalars. What the model's layers sow
+    into "losses" (the balance of experts) is added to what is minimised and reported apart; with
+    accumulation it is the mean over the micro-batches.
     """
 
-    def loss(params, constants: Constants, batch, key, total) -> jax.Array:
-        nll, _ = model.apply(
+    def loss(params, constants: Constants, batch, key, total):
+        (nll, _), told = model.apply(
             {"params": params, **constants.variables}, batch["inputs"], batch["targets"],
-            sequence_of(batch), method="score", rngs={"position": key},
+            sequence_of(batch), method="score", rngs={"position": key}, mutable=["losses"],
         )
-        return jnp.sum(nll * batch["weights"].astype(nll.dtype)) / total
+        parts = {"loss": jnp.sum(nll * batch["weights"].astype(nll.dtype)) / total}
+        if terms := jax.tree.leaves(told):
+            parts["auxiliary_loss"] = sum(map(jnp.sum, terms)) / accumulate
+        return sum(parts.values()), parts
 
     def gradient(params, constants, batch, key, total):
+        run = jax.value_and_grad(loss, has_aux=True)
         if accumulate == 1:
-            return jax.value_and_grad(loss)(params, constants, batch, key, total)
+            (_, parts), grads = run(params, constants, batch, key, total)
+            return parts, grads
 
         def micro(carry, turn):
             number, part = turn
             part = {name: shard(x, AXES[name]) for name, x in part.items()}
             key_ = jax.random.fold_in(key, number)
-            new = jax.value_and_grad(loss)(params, constants, part, key_, total)
-            return jax.tree.map(jnp.add, carry, new), None
+            (_, found), grads = run(params, constants, part, key_, total)
+            return jax.tree.map(jnp.add, carry, (found, grads)), None
 
         parts = {name: _cut(x, accumulate) for name, x in batch.items()}
-        shape = jax.eval_shape(loss, params, constants, {n: x[0] for n, x in parts.items()},
-                               key, total)
-        zero = (jnp.zeros((), shape.dtype), jax.tree.map(jnp.zeros_like, params))
+        _, shape = jax.eval_shape(loss, params, constants, {n: x[0] for n, x in parts.items()},
+                                  key, total)
+        zero = (jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape),
+                jax.tree.map(jnp.zeros_like, params))
         return jax.lax.scan(micro, zero, (jnp.arange(accumulate), parts))[0]
 
     def step(state: TrainState, constants: Constants, batch):
         batch = {name: shard(x, AXES[name]) for name, x in batch.items()}
         key = jax.random.fold_in(constants.key, state.step)
         total = jnp.maximum(jnp.sum(batch["weights"]), 1e-9)  # a batch of padding has loss 0
-        value, grads = gradient(state.params, constants, batch, key, total)
+        parts, grads = gradient(state.params, constants, batch, key, total)
         norm = _norm(grads)
         if clip:
             factor = jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12))
@@ -75,7 +83,7 @@ def make_step(
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p - (rate * u).astype(p.dtype), state.params, updates)
         metrics = {
-            "loss": value,
+            **parts,
             "grad_norm": norm,
             "param_norm": _norm(params),  # of the new parameters: they are saved
             "learning_rate": rate,
