@@ -33,7 +33,8 @@ class Rwkv7(DeltaMixer):
 
     ranks: of W, A and G, 2.5 sqrt(width) twice and 5 sqrt(width) in multiples of 32 if None;
     layer and num_layers: which layer it is, from 0, read by the published initial values only.
-    W_o, W_1, A_1 and G_1 start at zero.
+    W_o, W_1, A_1 and G_1 start at zero. w_0 is "decay_bias", a_0 "rate_bias", mu "blend_scale",
+    k_k "removal_scale", k_a "key_scale", r_k "bonus_scale": names that no weight decay touches.
     """
 
     num_heads: int = 4
@@ -57,7 +58,7 @@ class Rwkv7(DeltaMixer):
                  shared: Lanes | None = None) -> tuple[jax.Array, Any]:
         start = Start(self.width, self.width // self.num_heads, self.layer, self.num_layers)
         before, tail = token_before(x, seq, None if state is None else state.conv)
-        blend = wide(self.param("blend", nn.with_logical_partitioning(
+        blend = wide(self.param("blend_scale", nn.with_logical_partitioning(
             start.blend, (None, "width")), (6, self.width)))
         moved = [(x + (before - x) * mu).astype(x.dtype) for mu in blend]
         r, w, k, v, a, g = moved
@@ -66,15 +67,17 @@ class Rwkv7(DeltaMixer):
         value = self._heads("value", start.uniform(0.5), v)
         ranks = self.ranks or tuple(
             max(32, 32 * round(n * math.sqrt(self.width) / 32)) for n in (2.5, 2.5, 5.0))
-        rate = self._low("decay", ranks[0], start, w, jnp.tanh) + self._vector("w_0", start.decay)
-        log_decay = -math.exp(-0.5) * nn.sigmoid(rate)
-        rate = nn.sigmoid(self._low("rate", ranks[1], start, a) + self._vector("a_0", start.rate))
+        decay = self._low("decay", ranks[0], start, w, jnp.tanh)
+        decay = nn.sigmoid(decay + self._vector("decay_bias", start.decay))
+        log_decay = -math.exp(-0.5) * decay
+        rate = self._low("rate", ranks[1], start, a)
+        rate = nn.sigmoid(rate + self._vector("rate_bias", start.rate))
         gate = self._low("gate", ranks[2], start, g, nn.sigmoid)
-        kappa = wide(key) * self._vector("k_k", start.removal)
+        kappa = wide(key) * self._vector("removal_scale", start.removal)
         kappa = kappa * jax.lax.rsqrt(jnp.maximum(
             jnp.sum(kappa * kappa, -1, keepdims=True), 1e-24))
-        key = wide(key) * (1 + (rate - 1) * self._vector("k_a", start.constant(1.02)))
-        bonus = self._vector("r_k", start.constant(-0.04))
+        key = wide(key) * (1 + (rate - 1) * self._vector("key_scale", start.constant(1.02)))
+        bonus = self._vector("bonus_scale", start.constant(-0.04))
 
         out, state = self.mix(query, key, value, x, seq, state, shared, tail,
                               beta=jnp.ones(x.shape[:2] + (self.num_heads,), log_decay.dtype),

@@ -9,6 +9,7 @@ import pytest
 from lcx import lanes as L
 from lcx import mixers
 from lcx.errors import ConfigError
+from lcx.train.decay import decayed
 from tests import mixer_cases as cases
 from tests.mixer_cases import B, D, T, conv, sigmoid, silu, softplus
 
@@ -30,16 +31,17 @@ def test_rwkv7_is_the_published_time_mixing(x64):
     before = np.zeros_like(plain)
     for t in range(1, T):
         before[:, t] = 0.0 if cases.starts()[t] else plain[:, t - 1]
-    r, w, k, v, a, g = (plain + (before - plain) * mu for mu in p["blend"])
+    r, w, k, v, a, g = (plain + (before - plain) * mu for mu in p["blend_scale"])
     into = lambda name, x: x @ p[name]["kernel"].reshape(x.shape[-1], -1)
     vector = lambda name: p[name].reshape(-1)
     r, k, v = into("query", r), into("key", k), into("value", v)
-    w = np.exp(-sigmoid(vector("w_0") + into("decay", np.tanh(into("decay_in", w)))) / np.e**0.5)
-    a = sigmoid(vector("a_0") + into("rate", into("rate_in", a)))
+    w = sigmoid(vector("decay_bias") + into("decay", np.tanh(into("decay_in", w))))
+    w = np.exp(-w / np.e**0.5)
+    a = sigmoid(vector("rate_bias") + into("rate", into("rate_in", a)))
     g = into("gate", sigmoid(into("gate_in", g)))
-    kappa = heads(k * vector("k_k"))
+    kappa = heads(k * vector("removal_scale"))
     kappa = kappa / np.linalg.norm(kappa, axis=-1, keepdims=True)
-    r, w, k, v, a = map(heads, (r, w, k + k * (a - 1) * vector("k_a"), v, a))
+    r, w, k, v, a = map(heads, (r, w, k + k * (a - 1) * vector("key_scale"), v, a))
     out = np.zeros((B, T, H, K))
     for b in range(B):
         for h in range(H):
@@ -51,7 +53,8 @@ def test_rwkv7_is_the_published_time_mixing(x64):
                 s = s + np.outer(k[at], v[at])
                 y = r[at] @ s
                 y = (y - y.mean()) / np.sqrt(y.var() + 64e-5) * p["norm_scale"][h]
-                out[at] = y + p["norm_bias"][h] + (r[at] * k[at] * p["r_k"][h]).sum() * v[at]
+                bonus = (r[at] * k[at] * p["bonus_scale"][h]).sum()
+                out[at] = y + p["norm_bias"][h] + bonus * v[at]
     wanted = (out.reshape(B, T, D) * g) @ p["out"]["kernel"].reshape(D, D)
     np.testing.assert_allclose(mixer.apply(found, x, seq)[0], wanted, atol=1e-11)
 
@@ -94,18 +97,23 @@ def initial(spec, width=64):
 def test_initial_values_of_rwkv7():
     """The tables of the published code: layer 1 of 3, 64 channels in heads of 16."""
     p = initial(dict(name="rwkv7", num_heads=4, layer=1, num_layers=3))
-    flat = {name: p[name].ravel() for name in ("w_0", "a_0", "k_k", "k_a", "r_k", "norm_scale")}
-    np.testing.assert_allclose(p["blend"][:, 0], 1)
-    np.testing.assert_allclose(p["blend"][1, 32], 1 - 0.5 ** (0.9 * 2 / 3), rtol=1e-6)
+    flat = {name: p[name].ravel() for name in p if name.endswith(("_bias", "_scale"))}
+    np.testing.assert_allclose(p["blend_scale"][:, 0], 1)
+    np.testing.assert_allclose(p["blend_scale"][1, 32], 1 - 0.5 ** (0.9 * 2 / 3), rtol=1e-6)
     # n = 21: zigzag (5 - 7.5) / 7.5, squared with its sign
     zigzag, ramp = -(1 / 3) ** 2, 21 / 63
     np.testing.assert_allclose(
-        flat["w_0"][21], -6 + 6 * ramp ** (1 + 0.5**0.3) + 0.5 + 2.5 * zigzag, rtol=1e-5)
-    np.testing.assert_allclose(flat["a_0"][21], -0.19 + 0.3 * zigzag + 0.4 * (ramp - 0.5),
+        flat["decay_bias"][21], -6 + 6 * ramp ** (1 + 0.5**0.3) + 0.5 + 2.5 * zigzag, rtol=1e-5)
+    np.testing.assert_allclose(flat["rate_bias"][21], -0.19 + 0.3 * zigzag + 0.4 * (ramp - 0.5),
                                rtol=1e-5)
-    np.testing.assert_allclose(flat["k_k"][[0, 63]], [0.76, 0.66], rtol=1e-6)
-    assert (flat["k_a"] == np.float32(1.02)).all() and (flat["r_k"] == np.float32(-0.04)).all()
+    np.testing.assert_allclose(flat["removal_scale"][[0, 63]], [0.76, 0.66], rtol=1e-6)
+    assert (flat["key_scale"] == np.float32(1.02)).all()
+    assert (flat["bonus_scale"] == np.float32(-0.04)).all()
     np.testing.assert_allclose(flat["norm_scale"], (2 / 3) ** 0.7, rtol=1e-6)
+    mixer, x = cases.build("rwkv7"), jnp.zeros((1, 2, D))
+    boxed = jax.eval_shape(lambda: mixer.init(jax.random.key(0), x, L.sequence(1, 2)))
+    faded = decayed(boxed["params"])
+    assert faded["query"]["kernel"] and not any(faded[name] for name in flat)
     assert not p["out"]["kernel"].any() and not p["decay_in"]["kernel"].any()
     wide = p["decay"]["kernel"].reshape(-1, 64)  # rank 32: max(32, 2.5 sqrt(64) to 32s)
     np.testing.assert_allclose(wide @ wide.T, 0.01 * np.eye(32), atol=1e-6)

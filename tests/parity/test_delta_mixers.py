@@ -362,16 +362,16 @@ def test_rwkv7(error, torch64, x64, monkeypatch):
         a_low_rank_dim=6, gate_low_rank_dim=5, norm_eps=64e-5 / K)
 
     def weights(p):
-        found = {f"x_{name}": row for name, row in zip("rwkvag", p["blend"])}
-        found |= {name: p[name].ravel() for name in ("k_k", "k_a")}
+        found = {f"x_{name}": row for name, row in zip("rwkvag", p["blend_scale"])}
+        found |= {"k_k": p["removal_scale"].ravel(), "k_a": p["key_scale"].ravel()}
         for name, part in zip("rkv", ("query", "key", "value")):
             found[f"{name}_proj.weight"] = rows(p[part]["kernel"])
         for name, part in (("w", "decay"), ("a", "rate"), ("g", "gate")):
             found[f"{name}_lora.lora.0.weight"] = rows(p[f"{part}_in"]["kernel"])
             found[f"{name}_lora.lora.2.weight"] = rows(p[part]["kernel"])
             if name != "g":
-                found[f"{name}_lora.lora.2.bias"] = p[f"{name}_0"].ravel()
-        return {**found, "r_k": p["r_k"], "o_proj.weight": out_rows(p),
+                found[f"{name}_lora.lora.2.bias"] = p[f"{part}_bias"].ravel()
+        return {**found, "r_k": p["bonus_scale"], "o_proj.weight": out_rows(p),
                 "g_norm.weight": p["norm_scale"].ravel(), "g_norm.bias": p["norm_bias"].ravel()}
 
     compare(error, "rwkv7", "fla RWKV7Attention, layer 0",
