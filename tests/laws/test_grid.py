@@ -35,10 +35,13 @@ REFUSED = {
                              "Temperature", "ValueTable"), "R1"), "LogitMap": "R11"},
     "nonlinear": {**{lane.__name__: "R1" for lane in LANES if lane is not L.Separable},
                   "LogitMap": "R11"},
+    "wkv": {**dict.fromkeys(("Rotation", "ContentRotation", "ValueRotation", "Piecewise"), "R9"),
+            **dict.fromkeys(("Householder", "FeatureMap", "Pairwise"), "R1"), "LogitMap": "R11"},
     "gru": {**{lane.__name__: "R1" for lane in LANES}, "LogitMap": "R11"},
 }
 # family -> lane -> code of the note with which a lane binds although it changes nothing.
 NOTED = {"linear": {"Temperature": "R4"},
+         "wkv": {"Temperature": "R4"},
          "vector": {"Temperature": "R4", "Rotation": "R10", "ContentRotation": "R10"},
          "delta": {"Temperature": "R4"},
          "lti": dict.fromkeys(("Rotation", "ValueRotation", "Diagonal", "Separable",
