@@ -13,10 +13,11 @@ from flax import struct
 from lcx import lanes as L
 from lcx.errors import ConfigError
 from lcx.layers import Dense, HeadNorm
-from lcx.mixers.linear_family import SUPPORTS, KeysState, LinearMixer, MemoryState
+from lcx.mixers import CHUNKED
+from lcx.mixers.linear_family import KeysState, LinearMixer, MemoryState, RingState
 from lcx.ops import pairs
 from lcx.ops.attention import cache
-from lcx.ops.linear import mlstm, quadratic
+from lcx.ops.linear import mlstm, quadratic, ring
 from lcx.ops.scan.frame import frame_of
 from lcx.types import wide, wide_dtype
 
@@ -25,7 +26,7 @@ from lcx.types import wide, wide_dtype
 class MlstmState:
     """The linear core's state, the level [B,H] of its frame, segment [B] of the last token."""
 
-    core: MemoryState | KeysState
+    core: MemoryState | KeysState | RingState
     level: jax.Array
     segment: jax.Array
 
@@ -50,7 +51,6 @@ class Mlstm(LinearMixer):
 
     paper: ClassVar[str] = "arXiv:2405.04517"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(num_heads=2, key_factor=1.0, cap=0.0))
-    supports = SUPPORTS
 
     def site(self) -> L.Site:
         channels = int(self.width * self.key_factor)
@@ -94,18 +94,22 @@ class Mlstm(LinearMixer):
                    0.0)
         frame = frame_of(log_forget + fade, log_input, start=starts,
                          before=None if state is None else state.level)
-        run = self._squared if self.over_pairs(lanes) else self._chunked
-        sums, core = run(query, key, value, frame, frame.decay - fade, seq, lanes, carry,
-                         None if state is None else state.core)
+        core, decay = None if state is None else state.core, frame.decay - fade
+        if self.over_pairs(lanes) and not (self.form == CHUNKED and state is None):
+            sums, core = self._squared(query, key, value, frame, decay, seq, lanes, carry, core)
+        else:
+            run = self._over_memory
+            if self.over_pairs(lanes):
+                run = self._over_tree
+            elif ring.reach(lanes) is not None:
+                run = self._over_ring
+            sums, core = run(query, key, mlstm.written(value, frame.write), seq, lanes, carry,
+                             core, decay, None)
         out = mlstm.normalised(sums, frame.level).astype(value.dtype)
         self.sow("intermediates", "outer", out)
         if state is not None:
             state = MlstmState(core, frame.last.astype(state.level.dtype), last.segment)
         return out, state
-
-    def _chunked(self, query, key, value, frame, decay, seq, lanes, carry, state):
-        value = mlstm.written(value, frame.write)
-        return self._over_memory(query, key, value, seq, lanes, carry, state, decay, None)
 
     def _squared(self, query, key, value, frame, decay, seq, lanes, carry, state):
         """Over pairs the input gate is part of each key's log weight: biases read raw keys."""

@@ -52,7 +52,8 @@ class Rwkv4(Mixer):
 
     layer and num_layers: which layer it is, from 0, read by the published initial values only:
     decay -5 + 8 (c/(D-1))^(0.7 + 1.3 l/(L-1)), u = log 0.3 + ((c+1) mod 3 - 1)/2; W_k, W_r and W_o
-    at zero, W_v orthogonal. num_heads: groups of channels that share a bias of the scheme.
+    at zero, W_v orthogonal. decay, u and mu are "decay_bias", "bonus_bias" and "blend_scale": names
+    that no weight decay touches. num_heads: groups of channels that share a bias of the scheme.
     """
 
     num_heads: int = 4
@@ -98,7 +99,7 @@ class Rwkv4(Mixer):
                  shared: L.Lanes | None = None) -> tuple[jax.Array, Any]:
         batch, shape = x.shape[0], (self.num_heads, self.site().key_dim)
         before, tail = token_before(x, seq, None if state is None else state.conv)
-        blend = wide(self.param("blend", nn.with_logical_partitioning(
+        blend = wide(self.param("blend_scale", nn.with_logical_partitioning(
             self._blend, (None, "width")), (3, self.width)))
         moved = lambda mu: (mu * x + (1 - mu) * before).astype(x.dtype)
         into = lambda name, n, init: Dense(shape, ("heads", "head_dim"), init=init, name=name)(
@@ -108,7 +109,7 @@ class Rwkv4(Mixer):
         gate = nn.sigmoid(into("receptance", 2, zeros))
         vector = lambda name, init: wide(self.param(name, nn.with_logical_partitioning(
             init, ("heads", "head_dim")), shape))
-        rate, bonus = jnp.exp(vector("decay", self._decay)), vector("bonus", self._bonus)
+        rate, bonus = jnp.exp(vector("decay_bias", self._decay)), vector("bonus_bias", self._bonus)
 
         lanes, carry = self.see(x, seq, None if state is None else state.carry, shared)
         self.sow("intermediates", "inner", dict(key=key, value=value, rate=rate, bonus=bonus))

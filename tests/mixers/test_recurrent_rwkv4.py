@@ -33,13 +33,13 @@ def test_the_layer_is_the_published_one_under_a_gate(x64):
     found, x = cases.variables(mixer, seq), np.asarray(cases.inputs())
     p = jax.tree.map(np.asarray, found["params"])
     before = np.where(cases.starts()[:, None], 0.0, np.roll(x, 1, 1))
-    into = lambda name, n: np.einsum("btd,dhk->bthk", p["blend"][n] * x + (
-        1 - p["blend"][n]) * before, p[name]["kernel"])
+    into = lambda name, n: np.einsum("btd,dhk->bthk", p["blend_scale"][n] * x + (
+        1 - p["blend_scale"][n]) * before, p[name]["kernel"])
     key, value, gate = into("key", 0), into("value", 1), sigmoid(into("receptance", 2))
     fade = np.where(cases.starts()[:, None], 0.0, -np.random.default_rng(3).random((T, 2)))
     lanes = L.Lanes(bias=(L.Separable(jnp.asarray(fade)[None]),))
     for told, said in ((0 * fade, None), (fade, lanes)):
-        out = average(key, value, np.exp(p["decay"]), p["bonus"], told)
+        out = average(key, value, np.exp(p["decay_bias"]), p["bonus_bias"], told)
         wanted = np.einsum("bthk,hkd->btd", gate * out, p["out"]["kernel"])
         np.testing.assert_allclose(mixer.apply(found, jnp.asarray(x), seq, None, said)[0], wanted,
                                    rtol=0, atol=1e-11)
@@ -71,9 +71,9 @@ def test_golden_starts():
     mixer = cases.build(dict(SPEC, num_heads=1, num_layers=2)).clone(width=4)
     init = jax.jit(mixer.init)(jax.random.key(0), cases.inputs()[..., :4], cases.packed())
     params = jax.tree.map(np.asarray, nn.unbox(init)["params"])
-    np.testing.assert_allclose(params["decay"][0], [-5, -1.2923, 1.0232, 3], atol=1e-4)
-    np.testing.assert_allclose(params["bonus"][0] - np.log(0.3), [0, 0.5, -0.5, 0], atol=1e-6)
-    np.testing.assert_allclose(params["blend"][0], [0, 0.25, 0.5, 0.75], atol=1e-6)
+    np.testing.assert_allclose(params["decay_bias"][0], [-5, -1.2923, 1.0232, 3], atol=1e-4)
+    np.testing.assert_allclose(params["bonus_bias"][0] - np.log(0.3), [0, 0.5, -0.5, 0], atol=1e-6)
+    np.testing.assert_allclose(params["blend_scale"][0], [0, 0.25, 0.5, 0.75], atol=1e-6)
     assert not any(params[name]["kernel"].any() for name in ("key", "receptance", "out"))
     kernel = params["value"]["kernel"].reshape(4, 4)
     np.testing.assert_allclose(kernel @ kernel.T, np.eye(4), atol=1e-5)

@@ -138,8 +138,8 @@ def test_rwkv4(transformers, error, x64):
 
     blend = Blend([layer.time_mix_key, layer.time_mix_value, layer.time_mix_receptance])
     mapping = {
-        "blend": (blend, lambda w: w), "decay": (layer.time_decay, apart),
-        "bonus": (layer.time_first, apart), "key.kernel": (layer.key.weight, heads(8)),
+        "blend_scale": (blend, lambda w: w), "decay_bias": (layer.time_decay, apart),
+        "bonus_bias": (layer.time_first, apart), "key.kernel": (layer.key.weight, heads(8)),
         "value.kernel": (layer.value.weight, heads(8)),
         "receptance.kernel": (layer.receptance.weight, heads(8)),
         "out.kernel": (layer.output.weight, lambda w: w.T.reshape(H, 8, D))}
