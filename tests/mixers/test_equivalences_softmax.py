@@ -17,7 +17,9 @@ from tests import mixer_cases as cases
 
 def output(spec, found, position="no_pe", lanes=None):
     seq = cases.packed()
-    return cases.build(spec, position).apply({**found}, cases.inputs(), seq, None, lanes)[0]
+    mixer = cases.build(spec, position)
+    return jax.jit(lambda found, x: mixer.apply(found, x, seq, None, lanes)[0])(
+        found, cases.inputs())
 
 
 def drawn(spec, position="no_pe"):

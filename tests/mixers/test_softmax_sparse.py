@@ -93,12 +93,17 @@ def test_a_stream_without_end_has_a_bounded_state(x64):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, length, cases.D)))
     seq = L.sequence(1, length)
     found = cases.variables(mixer, cases.packed())
-    wanted, _ = mixer.apply(found, x, seq)
-    state, outputs = mixer.init_state(1, 10, x.dtype), []
-    for a, b in ((0, 1), (1, 9), (9, 10), (10, 25), (25, 30)):
-        y, state = mixer.apply(found, x[:, a:b], seq[a:b], state)
-        outputs.append(y)
-    np.testing.assert_allclose(jnp.concatenate(outputs, 1), wanted, atol=1e-12)
+
+    @jax.jit
+    def run(x):
+        state, outputs = mixer.init_state(1, 10, x.dtype), []
+        for a, b in ((0, 1), (1, 9), (9, 10), (10, 25), (25, 30)):
+            y, state = mixer.apply(found, x[:, a:b], seq[a:b], state)
+            outputs.append(y)
+        return jnp.concatenate(outputs, 1), mixer.apply(found, x, seq)[0]
+
+    got, wanted = run(x)
+    np.testing.assert_allclose(got, wanted, atol=1e-12)
 
 
 def test_the_ids_of_cache_slots_come_from_the_scheme(x64):
@@ -107,9 +112,11 @@ def test_the_ids_of_cache_slots_come_from_the_scheme(x64):
     bounded = cases.build(dict(name="streaming_attention", sinks=2, window=3, **HEADS), scheme)
     full = cases.build(dict(name="attention", **HEADS), scheme)
     found = cases.variables(full, seq)
-    wanted = full.apply(found, x, seq)[0]
-    np.testing.assert_allclose(bounded.apply(found, x, seq)[0], wanted, atol=1e-12)
-    np.testing.assert_allclose(cases.stream(bounded, found, x, seq), wanted, atol=1e-12)
+    run = jax.jit(lambda x: (full.apply(found, x, seq)[0], bounded.apply(found, x, seq)[0],
+                             cases.stream(bounded, found, x, seq)))
+    wanted, whole, pieces = run(x)
+    np.testing.assert_allclose(whole, wanted, atol=1e-12)
+    np.testing.assert_allclose(pieces, wanted, atol=1e-12)
 
 
 def test_a_window_longer_than_its_buffer_is_nan_and_not_short():
@@ -117,9 +124,10 @@ def test_a_window_longer_than_its_buffer_is_nan_and_not_short():
     seq = L.sequence(1, 6)
     found, x = cases.variables(mixer, cases.packed()), cases.inputs()[:1].astype(jnp.float32)
     state = mixer.init_state(1, 4)
-    y, state = mixer.apply(found, x[:, :4], seq[:4], state)
+    call = jax.jit(mixer.apply)
+    y, state = call(found, x[:, :4], seq[:4], state)
     assert np.isfinite(y).all()
-    y, state = mixer.apply(found, x[:, 4:6], seq[4:6], state)
+    y, state = call(found, x[:, 4:6], seq[4:6], state)
     assert np.isnan(y).all()
 
 
