@@ -38,14 +38,14 @@ def specs(package: str) -> list[dict]:
             for example in lookup.find(package, name).examples]
 
 
-def grid(*statuses: str, everyday=None, also=()) -> list:
+def grid(*statuses: str, today=None, also=()) -> list:
     """Test parameters (position, mixer) for the cells of the wanted statuses.
 
-    Each run takes the cells of `everyday`; the rest of the product stands behind the marker
+    Each run takes the cells of `today`; the rest of the product stands behind the marker
     `full`: first examples with one another, every example of a scheme with a mixer of each family,
     every example of a mixer with one scheme of each kind of lanes. also: further pairs.
     """
-    everyday = everyday or _everyday
+    today = today or everyday
     stacks = [list(s) for s in STACKS
               if all(p["name"] in lookup.names(positions.PACKAGE) for p in positions.parts(s))]
     pairs = [(position, mixer) for position in [*specs(positions.PACKAGE), *stacks]
@@ -53,7 +53,7 @@ def grid(*statuses: str, everyday=None, also=()) -> list:
     found = {}
     for position, mixer in [*also, *pairs]:
         if record(position, mixer)["status"] in statuses:
-            marks = () if everyday(position, mixer) else (pytest.mark.full,)
+            marks = () if today(position, mixer) else (pytest.mark.full,)
             name = f"{name_of(position)}-{name_of(mixer)}"
             found.setdefault(name, pytest.param(position, mixer, id=name, marks=marks))
     return list(found.values())
@@ -72,19 +72,15 @@ def _in_product(position, mixer) -> bool:
         or represents(position)
 
 
-def _everyday(position, mixer) -> bool:
-    """Every scheme with attention, one of each kind of lanes with a mixer of each family; the
-    others meet the structural classes together (`together`), their other examples a rotation."""
+def everyday(position, mixer) -> bool:
+    """Every scheme with attention; every other mixer meets the structural classes together, its
+    other examples a rotation."""
     first_mixer = _first(mixers.PACKAGE, mixer)
+    if mixer["name"] == "attention" and first_mixer:
+        return isinstance(position, list) or _first(positions.PACKAGE, position)
     if isinstance(position, list):
-        return first_mixer and (mixer["name"] == "attention" or position in together(mixer))
-    if not _first(positions.PACKAGE, position):
-        return False
-    if not first_mixer:
-        return position["name"] == "rope"
-    if mixer["name"] == "attention":
-        return True
-    return leads(mixer) and represents(position) and in_layers(position["name"])
+        return first_mixer and position in together(mixer)
+    return not first_mixer and position["name"] == "rope"
 
 
 TRANSPORTS = ("Rotation", "Householder", "Diagonal", "Piecewise")
@@ -101,8 +97,8 @@ def together(mixer) -> list[list[str]]:
     in a stack of its own, all biases and the temperature beside the first."""
     transports = _honoured(mixer, TRANSPORTS)
     biases = _honoured(mixer, BIASES)
-    stacks = [plain(mixer), [*transports[:1], *biases], *([name] for name in transports[1:])]
-    return [stack for n, stack in enumerate(stacks) if stack and stack not in stacks[:n]]
+    stacks = [[*transports[:1], *biases], *([name] for name in transports[1:])]
+    return [stack for stack in stacks if stack]
 
 
 def _honoured(mixer, lanes) -> list[str]:
@@ -112,21 +108,20 @@ def _honoured(mixer, lanes) -> list[str]:
             if name and record({"name": name}, mixer)["status"] in ("native", "partial")]
 
 
-def leads(mixer) -> bool:
-    """Whether a mixer stands for its family: the one that honours most lane types."""
-    return mixer["name"] in _leaders()
+def leads(mixer, among: int = 1) -> bool:
+    """Whether a mixer stands for its family, of `among` mixers at least: it honours most lanes."""
+    return _leaders().get(mixer["name"], 0) >= among
 
 
 @functools.cache
-def _leaders() -> set[str]:
+def _leaders() -> dict[str, int]:
     families = {}
     for name in lookup.names(mixers.PACKAGE):
         cls = lookup.find(mixers.PACKAGE, name)
         known = sum(bool(support.forms) + (support.status == "native")
                     for support in cls.supports.values())
         families.setdefault(cls.family, []).append((known, name))
-    families.pop("stick", None)  # attention, normalised anew
-    return {max(found, key=lambda entry: entry[0])[1] for found in families.values()}
+    return {max(found, key=lambda entry: entry[0])[1]: len(found) for found in families.values()}
 
 
 def in_layers(name: str) -> bool:
@@ -150,9 +145,15 @@ def _representatives() -> dict[tuple[str, ...], str]:
             for kind in kinds.values()}
 
 
+_RECORDS = {}
+
+
 def record(position, mixer) -> dict:
     """The cell's entry of the matrix, at the size of the tests."""
-    return matrix.cell(position, mixer, width=WIDTH, train_length=TRAIN_LENGTH)
+    key = repr((position, mixer))
+    if key not in _RECORDS:
+        _RECORDS[key] = matrix.cell(position, mixer, width=WIDTH, train_length=TRAIN_LENGTH)
+    return _RECORDS[key]
 
 
 class Block(nn.Module):
