@@ -73,6 +73,8 @@ def _model() -> ConfigDict:
     c.tie_embeddings = True  # the output head is the embedding table
     c.remat = "none"  # what the backward pass recomputes: none, dots or full
     c.dtype = "float32"  # of compute; parameters, norms, softmax and scans stay float32
+    c.predict_ahead = 0  # further tokens that training predicts from each state (DeepSeek-V3)
+    c.ahead_weight = 0.3  # of the mean of their losses
     return c
 
 

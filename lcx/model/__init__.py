@@ -32,6 +32,9 @@ def build_model(config: Mapping[str, Any], train_length: int) -> LanguageModel:
     if options["depth"] % len(layers):
         raise ConfigError(f"depth={options['depth']} is not a multiple of the pattern's "
                           f"{len(layers)} layers")
+    if options.get("predict_ahead", 0) < 0:
+        raise ConfigError(f"predict_ahead={options['predict_ahead']}: give how many tokens beyond "
+                          "the next one are predicted, or 0")
     if options.get("remat", "none") not in _POLICIES:
         raise ConfigError(f"unknown remat '{options['remat']}'"
                           + did_you_mean(options["remat"], _POLICIES))

@@ -14,6 +14,7 @@ from lcx import mixers, positions
 from lcx.errors import ConfigError
 from lcx.lanes import Sequence
 from lcx.layers import RmsNorm
+from lcx.model import ahead
 from lcx.model.layer import Period
 from lcx.ops.loss import cross_entropy
 from lcx.sharding import shard
@@ -41,6 +42,8 @@ class LanguageModel(nn.Module):
 
     layers: one period of the pattern, scanned depth/len(layers) times. share_position: all layers
     of a place in the pattern read one scheme's parameters (T5), computed once outside the scan.
+    predict_ahead: further tokens that training predicts from each state (`lcx.model.ahead`), each
+    by a layer of the pattern's last kind; the mean of their losses counts ahead_weight times.
     """
 
     vocab_size: int
@@ -52,6 +55,8 @@ class LanguageModel(nn.Module):
     share_position: bool = False
     remat: str = "none"
     dtype: str = "float32"
+    predict_ahead: int = 0
+    ahead_weight: float = 0.3
 
     @property
     def output_scale(self) -> float:
@@ -74,7 +79,7 @@ class LanguageModel(nn.Module):
     def score(self, inputs: jax.Array, targets: jax.Array, seq: Sequence,
               state: ModelState | None = None):
         """Negative log-likelihood of each target in nats [B,T], wide, and the next state."""
-        x, state, head = self._hidden(inputs, seq, state)
+        x, state, head = self._hidden(inputs, seq, state, targets)
         return cross_entropy(x, head, targets), state
 
     def init_state(self, batch: int, max_length: int) -> ModelState:
@@ -89,15 +94,14 @@ class LanguageModel(nn.Module):
         reads = tuple(self._scheme(n).init_read(batch) for n in self._distinct())
         return ModelState(jax.tree.map(stack, one), shared, reads)
 
-    def _hidden(self, inputs, seq, state):
+    def _hidden(self, inputs, seq, state, targets=None):
         init = nn.initializers.normal(1.0 / math.sqrt(self.width))
         shape, names = (self.vocab_size, self.width), ("vocab", "width")
         table = self.param("embedding", nn.with_logical_partitioning(init, names), shape)
         head = table if self.tie_embeddings else self.param(
             "head", nn.with_logical_partitioning(init, names), shape)
         table = shard(table, "vocab width")  # before the gather, which would replicate it
-        x = table.at[inputs].get(mode="fill", fill_value=jnp.nan)  # no token is ever clamped
-        x = (x * math.sqrt(self.width)).astype(jnp.dtype(self.dtype))
+        x = self._embedded(table, inputs)
         seqs, reads = self._placed(inputs, seq, state)
         for number, layer in enumerate(self._distinct()):
             for embed in positions.make_embed(self.layers[layer]["position"], self.width,
@@ -107,7 +111,30 @@ class LanguageModel(nn.Module):
         shared, carries = self._shared(x, seqs, state)
         x, layers = self._stack(x, None if state is None else state.layers, seqs, shared)
         state = None if state is None else ModelState(layers, carries, reads)
-        return RmsNorm(name="final_norm")(x), state, head
+        x = RmsNorm(name="final_norm")(x)
+        if self.predict_ahead and (self.is_initializing() or (
+                targets is not None and self.is_mutable_collection("losses"))):
+            self._ahead(x, table, head, inputs if targets is None else targets, seqs[-1])
+        return x, state, head
+
+    def _embedded(self, table, tokens):
+        x = table.at[tokens].get(mode="fill", fill_value=jnp.nan)  # no token is ever clamped
+        return (x * math.sqrt(self.width)).astype(jnp.dtype(self.dtype))
+
+    def _ahead(self, x, table, head, targets, seq):
+        """Sows the losses of further tokens; in training alone."""
+        for steps in range(1, self.predict_ahead + 1):
+            embedded = self._embedded(table, ahead.shifted(targets, steps - 1))
+            module = ahead.Ahead(self.layers[-1], self._common(), name=f"ahead_{steps}")
+            x, read = module(x, embedded, seq)
+            if not self.is_initializing():
+                term = ahead.term(read, head, targets, seq, steps)
+                share = self.ahead_weight / self.predict_ahead
+                self.sow("losses", f"further_{steps}", share * term)
+
+    def _common(self):
+        return dict(width=self.width, train_length=self.train_length,
+                    output_scale=self.output_scale)
 
     def _stack(self, x, states, seqs, shared):
         periods = self.depth // len(self.layers)
@@ -116,9 +143,7 @@ class LanguageModel(nn.Module):
             variable_broadcast="numbers", split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast), length=periods,
             metadata_params={nn.PARTITION_NAME: "depth"})
-        common = dict(width=self.width, train_length=self.train_length,
-                      output_scale=self.output_scale)
-        body = scan(self.layers, common, _POLICIES[self.remat], name="layers")
+        body = scan(self.layers, self._common(), _POLICIES[self.remat], name="layers")
         return body(x, states, seqs, shared)
 
     def _placed(self, tokens, seq: Sequence, state) -> tuple[tuple[Sequence, ...], tuple]:
