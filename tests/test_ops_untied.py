@@ -60,3 +60,15 @@ def test_gradients_of_the_forms_agree_and_closed_gates_are_finite(x64):
     for a, b in zip(got, want):
         assert np.isfinite(a).all() and np.abs(b).max() > 1e-3
         np.testing.assert_allclose(a, b, atol=1e-11)
+
+
+def test_gradients_at_a_size_that_runs_on_all_cores():
+    """Backends have crashed on gradients of large arrays with eight axes."""
+    rng = np.random.default_rng(3)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    operands = draw(1, 256, 4, 16), draw(1, 256, 4, 16), -abs(draw(1, 256, 4, 16)), draw(
+        1, 256, 4, 8)
+    for options in ({}, dict(offset=jnp.int32(0))):
+        total = lambda x, options=options: jnp.sum(jnp.sin(untied_scores(*x, **options)))
+        for slope in jax.jit(jax.grad(total))(operands):
+            assert np.isfinite(slope).all()

@@ -90,12 +90,21 @@ def untied_scores(query: jax.Array, key: jax.Array, log_decay: jax.Array, angle:
     paired = lambda x: _paired(wide(x), 2 * angle.shape[-1], interleaved)
     query, key, decay = paired(query), paired(key), paired(jnp.exp(wide(log_decay)))
     spare = decay.shape[-1] - angle.shape[-1]
+    angle = jnp.broadcast_to(angle, (*decay.shape[:3], angle.shape[-1]))
     angle = jnp.pad(wide(angle), [(0, 0)] * 3 + [(0, spare)])
+    batch, _, heads = decay.shape[:3]
+
+    def together(x):  # [B,S,H,*] -> [G,S,*]: CPU backends fail on gradients of many axes
+        x = jnp.swapaxes(x, 1, 2)
+        return x.reshape(batch * heads, *x.shape[2:])
+
+    query, key, decay, angle = map(together, (query, key, decay, angle))
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     turn = jnp.stack([jnp.stack([cos, -sin], -2), jnp.stack([sin, cos], -2)], -3)
-    token = Pairs(decay[..., :, None, :] * turn)  # [B,S,H,2,2,P']
+    token = Pairs(decay[..., :, None, :] * turn)  # [G,S,2,2,P']
     run = _blocked if form == "blocked" else _recurrent
-    return run(query, key, token, offset)
+    out = run(query, key, token, offset)  # [G,T,S]
+    return out.reshape(batch, heads, *out.shape[1:])
 
 
 def _paired(x: jax.Array, turned: int, interleaved: bool) -> jax.Array:
@@ -112,11 +121,11 @@ def _paired(x: jax.Array, turned: int, interleaved: bool) -> jax.Array:
 def _recurrent(query, key, token, offset):
     place = offset + jnp.arange(query.shape[1])
 
-    def step(moved, slot):  # moved [B,T,H,2,P] = (M_i .. M_{j+1})^T q_i
+    def step(moved, slot):  # moved [G,T,2,P] = (M_i .. M_{j+1})^T q_i
         key, token, number = slot
-        score = jnp.einsum("bthcp,bhcp->bht", moved, key)
+        score = jnp.einsum("gtcp,gcp->gt", moved, key)
         after = Pairs(token[:, None]).transpose().apply(moved)
-        reached = (number <= place)[:, None, None, None]
+        reached = (number <= place)[:, None, None]
         return jnp.where(reached, after, moved), score
 
     slots = jnp.moveaxis(key, 1, 0), jnp.moveaxis(token.matrix, 1, 0), jnp.arange(key.shape[1])
@@ -126,45 +135,41 @@ def _recurrent(query, key, token, offset):
 
 def _blocked(query, key, token, offset):
     """Blocks of queries one after another; all earlier keys stand moved to the block's start."""
-    batch, length = query.shape[:2]
-    slots = key.shape[1]
+    length, slots = query.shape[1], key.shape[1]
     blocks = -(-length // BLOCK)
-    pad = [(0, 0), (0, blocks * BLOCK - length)] + [(0, 0)] * (query.ndim - 2)
-    query = jnp.pad(query, pad).reshape(batch, blocks, BLOCK, *query.shape[2:])
+    query = jnp.pad(query, [(0, 0), (0, blocks * BLOCK - length), (0, 0), (0, 0)])
+    query = query.reshape(-1, blocks, BLOCK, *query.shape[2:])  # [G,R,16,2,P]
     own = offset + jnp.arange(blocks)[:, None] * BLOCK + jnp.arange(BLOCK)
     near = jnp.minimum(own, slots - 1)  # clipped ones are beyond every column below
-    heads_first = lambda x: jnp.swapaxes(x, 2, 3)  # [B,R,H,16,...]
-    query, own_key = heads_first(query), heads_first(key[:, near])
-    steps = Pairs(heads_first(token.matrix[:, near]))
-    prefix = running(steps, lambda done, now: now.compose(done), axis=3)
-    inner = inside(steps, query, own_key)  # [B,R,H,16,16]
+    own_key, steps = key[:, near], Pairs(token.matrix[:, near])
+    prefix = running(steps, lambda done, now: now.compose(done), axis=2)
+    inner = inside(steps, query, own_key)  # [G,R,16,16]
     left = prefix.transpose().apply(query)
-    whole = prefix.matrix[..., -1, :, :, :]
-    own_key = _to_end(steps, axis=3).apply(own_key)
+    whole = prefix.matrix[:, :, -1]
+    own_key = _to_end(steps, axis=2).apply(own_key)
 
-    def block(moved, now):  # moved [B,S,H,2,P]: keys at the start of this block
+    def block(moved, now):  # moved [G,S,2,P]: keys at the start of this block
         left, whole, own_key, first = now
         place = jnp.arange(slots) - first
-        earlier = (place < 0)[:, None, None, None]
-        outer = jnp.einsum("bhtcp,bshcp->bhts", left, jnp.where(earlier, moved, 0))
-        ours = jnp.swapaxes(own_key, 1, 2)[:, jnp.clip(place, 0, BLOCK - 1)]
+        earlier = (place < 0)[:, None, None]
+        outer = jnp.einsum("gtcp,gscp->gts", left, jnp.where(earlier, moved, 0))
+        ours = own_key[:, jnp.clip(place, 0, BLOCK - 1)]
         moved = jnp.where(earlier, Pairs(whole[:, None]).apply(moved), ours)
         return moved, outer
 
     moved = jnp.zeros_like(key)
     if not isinstance(offset, int) or offset:
-        before = (jnp.arange(slots) < offset)[:, None, None, None, None]
+        before = (jnp.arange(slots) < offset)[:, None, None, None]
         eye = jnp.eye(2, dtype=key.dtype)[..., None]
         moved = _to_end(Pairs(jnp.where(before, token.matrix, eye)), axis=1).apply(key)
     first = lambda x: jnp.moveaxis(x, 1, 0)
     _, outer = jax.lax.scan(block, moved, (first(left), first(whole), first(own_key), own[:, 0]))
     place = jnp.arange(slots) - own[:, :1]  # of each slot within each block [R,S]
     index = jnp.clip(place, 0, BLOCK - 1)[:, None, None]
-    inner = jnp.take_along_axis(first(inner), jnp.broadcast_to(
-        index[:, None], (blocks, *outer.shape[1:])), -1)
-    ours = ((place >= 0) & (place < BLOCK))[:, None, None, None]
-    out = jnp.moveaxis(jnp.where(ours, inner, outer), 0, 2)  # [B,H,R,16,S]
-    return out.reshape(*out.shape[:2], blocks * BLOCK, slots)[:, :, :length]
+    inner = jnp.take_along_axis(first(inner), jnp.broadcast_to(index, outer.shape), -1)
+    ours = ((place >= 0) & (place < BLOCK))[:, None, None]
+    out = jnp.moveaxis(jnp.where(ours, inner, outer), 0, 1)  # [G,R,16,S]
+    return out.reshape(len(out), blocks * BLOCK, slots)[:, :length]
 
 
 def _to_end(steps: Pairs, axis: int) -> Pairs:

@@ -73,7 +73,9 @@ def _channel_product(x, y, total):
     Blocks of 16 rows: earlier keys by matmul, both sides decayed to the row block's start (each
     factor <= 1), keys of the same block pair by pair.
     """
-    chunk, dtype = x.shape[-2], total.dtype
+    shape, (chunk, dtype) = x.shape, (x.shape[-2], total.dtype)
+    # one leading axis: CPU backends fail in gradients of large arrays with many
+    x, y, total = (z.reshape(-1, *z.shape[-2:]) for z in (x, y, total))
     size = BLOCK if chunk % BLOCK == 0 else chunk
     blocks = chunk // size
 
@@ -85,7 +87,7 @@ def _channel_product(x, y, total):
     gap = jnp.where(jnp.tri(size, dtype=bool)[..., None], gap, 0)
     inner = jnp.sum(xs[..., :, None, :] * ys[..., None, :, :] * jnp.exp(gap), axis=-1)
     if blocks == 1:
-        return inner.reshape(*x.shape[:-1], chunk)
+        return inner.reshape(*shape[:-1], chunk)
     entry = jnp.roll(totals[..., -1:, :], 1, axis=-3).at[..., 0, :, :].set(0)
     left = xs * jnp.exp(totals - entry)
     earlier = (jnp.arange(chunk) < size * jnp.arange(blocks)[:, None])[..., None]
@@ -99,4 +101,4 @@ def _channel_product(x, y, total):
     )
     own = jnp.eye(blocks, dtype=dtype)[:, None, :, None]
     inner = (inner[..., None, :] * own).reshape(outer.shape)
-    return (outer + inner).reshape(*x.shape[:-1], chunk)
+    return (outer + inner).reshape(*shape[:-1], chunk)

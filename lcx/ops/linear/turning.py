@@ -18,10 +18,11 @@ from lcx.ops.scan.transition import Pairs
 class Turning(NamedTuple):
     """One chunk's transport, of channels laid out (first of each pair, second, the unturned rest).
 
-    token, prefix, suffix: Pairs [B,N,H,b,s,2,2,P] of b blocks of s tokens: the token itself, from
-    its block's start up to and with it, and after it to its block's end. between
-    [B,N,H,b+1,b+1,2,2,P]: from one boundary of blocks (second index) to a later one. rest: the
-    decay of channels without a pair. document [B,N,1,C] counts the segment starts.
+    token, prefix, suffix: Pairs [G,b,s,2,2,P] of b blocks of s tokens: the token itself, from its
+    block's start up to and with it, and after it to its block's end. between [G,b+1,b+1,2,2,P]:
+    from one boundary of blocks (second index) to a later one. rest: the decay of channels without
+    a pair. document [B,N,1,C] counts the segment starts. G = B N H in one axis: the CPU backend of
+    jaxlib 0.10 crashes in gradients of large products of arrays with eight axes.
     """
 
     token: Pairs
@@ -42,23 +43,23 @@ class Turning(NamedTuple):
         heads_first = lambda x: jnp.swapaxes(x, 2, 3)
         block = BLOCK if chunk % BLOCK == 0 else chunk
 
-        def split(x):  # [B,N,C,H,*] -> [B,N,H,b,s,*]
+        def split(x):  # [B,N,C,H,*] -> [G,b,s,*]
             x = heads_first(x)
-            return x.reshape(*x.shape[:3], chunk // block, block, *x.shape[4:])
+            return x.reshape(-1, chunk // block, block, *x.shape[4:])
 
         token = Pairs.of_gates(split(jnp.exp(gate[..., :turned])), split(rotation.astype(dtype)))
-        prefix = running(token, lambda done, now: now.compose(done), axis=4)
-        after = jax.tree.map(lambda m: jnp.flip(jnp.roll(m, -1, axis=4), 4), token)
-        after = Pairs(after.matrix.at[..., 0, :, :, :].set(_eye(after.matrix)))
-        suffix = running(after, lambda done, now: done.compose(now), axis=4)
-        suffix = Pairs(jnp.flip(suffix.matrix, 4))
+        prefix = running(token, lambda done, now: now.compose(done), axis=2)
+        after = jax.tree.map(lambda m: jnp.flip(jnp.roll(m, -1, axis=2), 2), token)
+        after = Pairs(after.matrix.at[:, :, 0].set(_eye(after.matrix)))
+        suffix = running(after, lambda done, now: done.compose(now), axis=2)
+        suffix = Pairs(jnp.flip(suffix.matrix, 2))
         whole = Pairs(prefix.matrix[..., -1, :, :, :])
         return cls(token, prefix, suffix, _between(whole), rest, rest.document)
 
     def from_start(self, x: jax.Array) -> jax.Array:
         """x [B,N,H,C,K] as it meets the incoming state."""
         turned, rest = self._parts(x)
-        first = Pairs(self.between.matrix[..., :-1, :1, :, :, :])  # [..., b, 1, 2, 2, P]
+        first = Pairs(self.between.matrix[:, :-1, :1])  # [G,b,1,2,2,P]
         turned = first.transpose().apply(self.prefix.transpose().apply(turned))
         inside = (self.document == 0)[..., None]
         return jnp.where(inside, self._join(turned, self.rest.from_start(rest)), 0)
@@ -66,7 +67,7 @@ class Turning(NamedTuple):
     def to_end(self, x: jax.Array) -> jax.Array:
         """x [B,N,H,C,K] as the outgoing state holds it."""
         turned, rest = self._parts(x)
-        last = Pairs(self.between.matrix[..., -1, 1:, None, :, :, :])
+        last = Pairs(self.between.matrix[:, -1, 1:, None])
         turned = last.apply(self.suffix.apply(turned))
         inside = (self.document == self.document[..., -1:])[..., None]
         return jnp.where(inside, self._join(turned, self.rest.to_end(rest)), 0)
@@ -75,7 +76,9 @@ class Turning(NamedTuple):
     def across(self):
         """What the chunk does to the incoming state, for `carry`."""
         inside = (self.document[..., -1:] == 0)[..., None, None]  # [B,N,1,1,1,1]
-        whole = jnp.where(inside, self.between.matrix[..., -1, 0, :, :, :], 0)
+        whole = self.between.matrix[:, -1, 0]
+        whole = whole.reshape(*self.rest.total.shape[:3], *whole.shape[1:])
+        whole = jnp.where(inside, whole, 0)
         return whole, self.rest.across
 
     @staticmethod
@@ -96,30 +99,27 @@ class Turning(NamedTuple):
         mask = order & (self.document[..., :, None] == self.document[..., None, :])
         xs, x_rest = self._parts(x)
         ys, y_rest = self._parts(y)
-        inner = inside(self.token, xs, ys)  # [B,N,H,b,s,s]
-        blocks, block = inner.shape[3:5]
-        if blocks == 1:
-            out = inner[..., 0, :, :]
-        else:
-            left = self.prefix.transpose().apply(xs)
-            moved = Pairs(self.between.matrix[..., :-1, 1:, None, :, :, :])  # zero before its time
-            right = moved.apply(self.suffix.apply(ys)[..., None, :, :, :, :])
-            flat = lambda z: z.reshape(*z.shape[:-2], -1)
-            outer = jnp.einsum("bnhrsk,bnhrctk->bnhrsct", flat(left).astype(x.dtype),
-                               flat(right).astype(y.dtype), preferred_element_type=dtype)
-            own = jnp.eye(blocks, dtype=dtype)[:, None, :, None]
-            out = outer + inner[..., None, :] * own
-            out = out.reshape(*out.shape[:3], chunk, chunk)
+        inner = inside(self.token, xs, ys)  # [G,b,s,s]
+        blocks = inner.shape[1]
+        left = self.prefix.transpose().apply(xs)
+        moved = Pairs(self.between.matrix[:, :-1, 1:, None])  # zero before its time
+        right = moved.apply(self.suffix.apply(ys)[:, None])
+        flat = lambda z: z.reshape(*z.shape[:-2], -1)
+        outer = jnp.einsum("grsk,grctk->grsct", flat(left).astype(x.dtype),
+                           flat(right).astype(y.dtype), preferred_element_type=dtype)
+        own = jnp.eye(blocks, dtype=dtype)[:, None, :, None]
+        out = outer + inner[..., None, :] * own
+        out = out.reshape(*x.shape[:-1], chunk)
         if x_rest.shape[-1]:
             out = out + self.rest.product(x_rest, y_rest, strict)
         return jnp.where(mask, out, 0)
 
     def _parts(self, x):
-        """[B,N,H,C,K] -> pairs [B,N,H,b,s,2,P] and the rest [B,N,H,C,R]."""
-        blocks, block = self.token.matrix.shape[3:5]
+        """[B,N,H,C,K] -> pairs [G,b,s,2,P] and the rest [B,N,H,C,R]."""
+        blocks, block = self.token.matrix.shape[1:3]
         pairs = self.token.matrix.shape[-1]
         turned = x[..., : 2 * pairs]
-        turned = turned.reshape(*x.shape[:3], blocks, block, 2, pairs)
+        turned = turned.reshape(-1, blocks, block, 2, pairs)
         return turned.astype(self.token.matrix.dtype), x[..., 2 * pairs :]
 
     @staticmethod
@@ -146,21 +146,20 @@ def running(steps: Pairs, then, axis: int) -> Pairs:
 
 
 def _between(whole: Pairs) -> Pairs:
-    """Blocks [B,N,H,b,2,2,P] -> from boundary c to boundary r, [B,N,H,r,c,2,2,P]; 0 for c > r."""
-    blocks = whole.matrix.shape[3]
+    """Blocks [G,b,2,2,P] -> from boundary c to boundary r, [G,r,c,2,2,P]; 0 for c > r."""
+    blocks = whole.matrix.shape[1]
     place = jnp.arange(blocks + 1)[:, None, None, None]
     eye = _eye(whole.matrix)
-    row = jnp.where(place == 0, eye, jnp.zeros_like(whole.matrix[..., :1, :, :, :]))
+    row = jnp.where(place == 0, eye, jnp.zeros_like(whole.matrix[:, :1]))
 
     def body(row, now):
         block, number = now
-        row = Pairs(block[..., None, :, :, :]).compose(Pairs(row)).matrix
+        row = Pairs(block[:, None]).compose(Pairs(row)).matrix
         row = jnp.where(place == number + 1, eye, row)
         return row, row
 
-    steps = jnp.moveaxis(whole.matrix, 3, 0), jnp.arange(blocks)
-    _, rows = jax.lax.scan(body, row, steps)
-    return Pairs(jnp.moveaxis(jnp.concatenate([row[None], rows]), 0, 3))
+    _, rows = jax.lax.scan(body, row, (jnp.moveaxis(whole.matrix, 1, 0), jnp.arange(blocks)))
+    return Pairs(jnp.moveaxis(jnp.concatenate([row[None], rows]), 0, 1))
 
 
 def inside(token: Pairs, x: jax.Array, y: jax.Array) -> jax.Array:
