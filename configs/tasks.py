@@ -18,6 +18,7 @@ STEPS = 4000
 POSITIONS = {"softmax": "rope", "selected": "rope"}
 BARE = ("based", "cosformer", "flash", "gau", "gla", "hgrn2", "lightning", "linear_attention",
         "norm_attention", "performer", "rebased", "retention")
+OPTIONS = {"flash": dict(group=16, gain_deviation=1.0)}  # several groups; weights that are not ~0
 
 
 def of_mixer(name):
@@ -25,7 +26,8 @@ def of_mixer(name):
     cls = lookup.find("lcx.mixers", name)
     heads = dict(num_heads=2) if "num_heads" in lookup.fields(cls) else {}
     default = "rope" if name in BARE else "no_pe"
-    return dict(name=name, **heads), POSITIONS.get(cls.family, default)
+    spec = dict(name=name, **heads, **OPTIONS.get(name, {}))
+    return spec, POSITIONS.get(cls.family, default)
 
 
 def get_config(arg=None):
