@@ -19,6 +19,7 @@ class Sequence:
     segment [B,T] int32 or None: document of the row, from 1; 0 is padding; None: one document.
     index [B,T] int32: tokens before this one in its document.
     length scalar: what a length-dependent scheme is told, constant over a request.
+    moved [B,T] float32 or None: ids that a scheme's data transform gave to text that it moved.
     """
 
     order: jax.Array
@@ -26,16 +27,17 @@ class Sequence:
     segment: jax.Array | None
     index: jax.Array
     length: jax.Array
+    moved: jax.Array | None = None
 
     def __getitem__(self, window: slice) -> Sequence:
         """Tokens `window` of the sequence, `length` kept: the pieces of a streamed request."""
         cut = lambda a: None if a is None else a[:, window]
         return self.replace(order=cut(self.order), ids=cut(self.ids), segment=cut(self.segment),
-                            index=cut(self.index))
+                            index=cut(self.index), moved=cut(self.moved))
 
 
 def sequence(batch: int, length: int, *, segment=None, ids=None, start: int = 0,
-             told_length=None) -> Sequence:
+             told_length=None, moved=None) -> Sequence:
     """The sequence of `length` tokens that continues a stream at `start`.
 
     segment [B,T] restarts ids and index at each document; ids [B,T,A] overrides the ids.
@@ -50,7 +52,7 @@ def sequence(batch: int, length: int, *, segment=None, ids=None, start: int = 0,
         index = order - jax.lax.cummax(jnp.where(first, order, 0), axis=1)
     ids = wide(index)[..., None] if ids is None else jnp.asarray(ids, wide_dtype())
     told = length + start if told_length is None else told_length
-    return Sequence(order, ids, segment, index, jnp.asarray(told, jnp.int32))
+    return Sequence(order, ids, segment, index, jnp.asarray(told, jnp.int32), moved)
 
 
 @struct.dataclass

@@ -17,14 +17,17 @@ Batch (B rows of this process, T = train_length):
     inputs, targets int32 [B,T]; weights float32 [B,T], 0 where nothing is scored (padding, a target
     in the next document); ids float32 [B,T,1], counted from the start of the row or segment;
     document int32 [B,T], the document's index in its split, -1 in padding; segment int32 [B,T],
-    1, 2, ... per row and 0 in padding, absent where the packing has one document per row.
+    1, 2, ... per row and 0 in padding, absent where the packing has one document per row;
+    moved float32 [B,T], the ids that a scheme gave to text that it took from several places of a
+    document, only under `train_batches(transform)`.
 
 A synthetic task takes the place of the corpus: `data = dict(task=dict(name="mqar"), ...)` gives
 `TaskData`, whose batches are made as they are needed (`generated`, and `lcx/tasks/`).
 
 Files: `corpora/`, `tokenizers/`, `packings/` hold one component each; `survey` counts, hashes and
 splits; `builder` and `prepare` write ArrayRecord through TFDS; `tokens` holds flat token files;
-`batches` shuffles and cuts; `evaluation` hands out whole documents; `store` publishes folders.
+`batches` shuffles and cuts, `moving` moves text for schemes that do; `evaluation` hands out whole
+documents; `store` publishes folders.
 """
 
 from lcx.data.batches import Batches

@@ -16,9 +16,11 @@ from typing import Any
 import grain
 import numpy as np
 
+from lcx.data.moving import gather, moved
 from lcx.data.packings import Plan
 from lcx.data.tokens import Tokens
 from lcx.errors import ConfigError, DataError
+from lcx.positions import DataTransform
 
 Batch = dict[str, np.ndarray]
 MAX_ROWS = 2**32 - 1  # grain's index shuffle is 32 bits wide
@@ -32,20 +34,26 @@ class Cutter:
     plan: Plan
     train_length: int
     segments: bool
+    transform: DataTransform | None = None
 
-    def __call__(self, rows: np.ndarray) -> Batch:
-        """Row numbers [B] -> inputs, targets, weights, ids, document and, if asked, segment."""
+    def __call__(self, rows: np.ndarray, draws: list[np.random.Generator]) -> Batch:
+        """Row numbers [B] -> inputs, targets, weights, ids, document and, if asked, segment; under
+        a transform, which draws from `draws` [B], moved as well."""
         shape = (len(rows), self.train_length)
         inputs, targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         weights, ids = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         document, segment = np.full(shape, -1, np.int32), np.zeros(shape, np.int32)
-        offsets = self.tokens.offsets
+        offsets, new_ids = self.tokens.offsets, np.zeros(shape, np.float32)
         for r, row in enumerate(rows.tolist()):
             at = count = 0
             for start, length in self.plan.spans(row):
                 here = np.s_[r, at:at + length]
-                run = self.tokens.ids[start:start + length + 1]
-                owner = np.searchsorted(offsets, np.arange(start, start + length + 1), "right") - 1
+                places = np.arange(start, start + length + 1)
+                if self.transform is not None:
+                    places, new_ids[here] = moved(self.transform, offsets, start, length,
+                                                  self.segments, draws[r])
+                run = gather(self.tokens.ids, places)
+                owner = np.searchsorted(offsets, places, "right") - 1
                 inputs[here], targets[here] = run[:-1], run[1:]
                 weights[here] = owner[1:] == owner[:-1]  # a target in the next document is not one
                 document[here] = owner[:-1]
@@ -60,6 +68,8 @@ class Cutter:
                 at += length
         batch = {"inputs": inputs, "targets": targets, "weights": weights, "ids": ids[..., None],
                  "document": document}
+        if self.transform is not None:
+            batch["moved"] = new_ids
         return batch | {"segment": segment} if self.segments else batch
 
 
@@ -82,7 +92,13 @@ class Batches(Iterator[Batch]):
         self._fingerprint = fingerprint
         self._order = (grain.MapDataset.range(rows).shuffle(seed=_spread_seed(seed))
                        .repeat(epochs).batch(batch_size, drop_remainder=True))
-        cut = self._order.map(lambda whole: cutter(whole[share]))
+
+        def rows_of(step: int, whole: np.ndarray) -> Batch:  # its draws are its own, whoever asks
+            slots = range(share.start, share.stop)
+            draws = [np.random.default_rng([seed, int(step), slot]) for slot in slots]
+            return cutter(whole[share], draws)
+
+        cut = self._order.map_with_index(rows_of)
         self._iterator = iter(cut.to_iter_dataset(
             grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
 

@@ -23,6 +23,7 @@ from lcx.data.survey import SPLITS
 from lcx.data.tokenizers import Tokenizer
 from lcx.data.tokens import Tokens, tokenize
 from lcx.errors import ConfigError, DataError, did_you_mean
+from lcx.positions import DataTransform
 
 SHARED = {"train_length", "batch_size", "task"}  # keys that a task reads, too
 
@@ -105,12 +106,17 @@ class Data:
         """Global batches in one pass over the rows."""
         return len(self.plan) / self.settings.batch_size
 
-    def train_batches(self) -> Batches:
-        """This process's share of the training batches, from the first step."""
-        length = self.settings.train_length
-        cutter = Cutter(self.splits["train"], self.plan, length, self.packing.segments)
+    def train_batches(self, transform: DataTransform | None = None) -> Batches:
+        """This process's share of the training batches, from the first step.
+
+        transform: what the model's schemes do to the text (`model.data_transform()`).
+        """
+        length, fingerprint = self.settings.train_length, self.fingerprint
+        if transform is not None:
+            fingerprint = hashlib.sha256(f"{fingerprint} {transform}".encode()).hexdigest()[:16]
+        cutter = Cutter(self.splits["train"], self.plan, length, self.packing.segments, transform)
         return Batches(cutter, batch_size=self.settings.batch_size, seed=self.seed,
-                       fingerprint=self.fingerprint, epochs=self.settings.epochs,
+                       fingerprint=fingerprint, epochs=self.settings.epochs,
                        process_index=self.process_index, process_count=self.process_count)
 
     def evaluation_documents(self, min_tokens: int, *, split: str = "validation",

@@ -15,6 +15,7 @@ from lcx import lookup
 from lcx.data.batches import MAX_ROWS, Batch, Batches, share_of
 from lcx.errors import ConfigError, DataError
 from lcx.lookup import file_name
+from lcx.positions import DataTransform
 
 TRAIN, TEST = 0, 1  # first word of every draw's seed, so that no test row is a training row's twin
 
@@ -56,8 +57,14 @@ class TaskData:
         parts = [self.content_hash, self.seed, self.settings.train_length, self.settings.batch_size]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
-    def train_batches(self) -> Batches:
-        """This process's share of an endless stream of new rows, from the first step."""
+    def train_batches(self, transform: DataTransform | None = None) -> Batches:
+        """This process's share of an endless stream of new rows, from the first step.
+
+        Raises ConfigError where a scheme would move the text: a row is a whole.
+        """
+        if transform is not None:
+            raise ConfigError(f"{transform} takes a row from several places of a document, but the "
+                              f"rows of the task '{self.name}' are wholes; use another scheme")
         return TaskBatches(self)
 
     def test_rows(self, length: int, count: int, *, split: str = "validation", seed: int = 0):

@@ -94,6 +94,17 @@ class LanguageModel(nn.Module):
         reads = tuple(self._scheme(n).init_read(batch) for n in self._distinct())
         return ModelState(jax.tree.map(stack, one), shared, reads)
 
+    def data_transform(self) -> positions.DataTransform | None:
+        """What the schemes of the pattern do to the text of training, or None.
+
+        Raises ConfigError where two of them disagree: there is one text.
+        """
+        found = {self._scheme(number).data_transform() for number in self._distinct()} - {None}
+        if len(found) > 1:
+            raise ConfigError("two schemes of the pattern move the text of training in different "
+                              f"ways ({', '.join(sorted(map(repr, found)))}); make them agree")
+        return found.pop() if found else None
+
     def _hidden(self, inputs, seq, state, targets=None):
         init = nn.initializers.normal(1.0 / math.sqrt(self.width))
         shape, names = (self.vocab_size, self.width), ("vocab", "width")
@@ -155,7 +166,8 @@ class LanguageModel(nn.Module):
             scheme = self._scheme(number)
             before = scheme.init_read(tokens.shape[0]) if state is None else state.reads[place]
             told, carry = scheme.read(tokens, seq, before)
-            done[repr(self.layers[number]["position"])] = scheme.remap(told, key)
+            name = repr(self.layers[number]["position"])
+            done[name] = scheme.remap(told, key).replace(moved=None)
             after.append(carry)
         return tuple(done[repr(layer["position"])] for layer in self.layers), tuple(after)
 

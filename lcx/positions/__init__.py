@@ -9,7 +9,7 @@ through one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -22,6 +22,19 @@ from lcx.lanes import Lanes, Sequence, Site
 from lcx.types import wide
 
 PACKAGE = "lcx.positions"
+
+
+class DataTransform(Protocol):
+    """What a scheme does to the text of training: (draw, length, available) -> (source, ids).
+
+    A row, or a document in one, is to hold `length` tokens of a text that has `available` of them
+    from there on: source [length] int64 says which, from 0, and ids [length] at what position ids
+    they stand. Pure and frozen, equal to another of the same options; all chance is the generator
+    `draw`.
+    """
+
+    def __call__(self, draw: np.random.Generator, length: int,
+                 available: int) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 class Position(nn.Module):
@@ -43,6 +56,10 @@ class Position(nn.Module):
     def read(self, tokens, seq: Sequence, carry: Any) -> tuple[Sequence, Any]:
         """A sequence with ids that the tokens [B,T] say, before `remap`; and the next carry."""
         return seq, carry
+
+    def data_transform(self) -> DataTransform | None:
+        """What training does to the text, for schemes that move it; `moved_ids` has the ids."""
+        return None
 
     def remap(self, seq: Sequence, key=None) -> Sequence:
         """A sequence with new ids. Pure; `key` is a PRNG key in training, None in evaluation."""
@@ -127,3 +144,11 @@ def single(found: list, lane: str) -> Any:
         raise ConfigError(f"two {lane} lanes in one stack ({names}) have no agreed order; "
                           "keep one, or write their product as a scheme of its own")
     return found[0] if found else None
+
+
+def moved_ids(seq: Sequence, name: str) -> Sequence:
+    """The sequence at the ids of its data transform. Raises ConfigError where none has run."""
+    if seq.moved is None:
+        raise ConfigError(f"{name} moves the text of training, and nothing has moved this one: "
+                          "train through lcx.data, `data.train_batches(model.data_transform())`")
+    return seq.replace(ids=wide(seq.moved)[..., None], moved=None)

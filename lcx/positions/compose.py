@@ -40,6 +40,9 @@ class Stack(positions.Position):
             after.append(next_carry)
         return seq, tuple(after)
 
+    def data_transform(self) -> positions.DataTransform | None:
+        return positions.single([m.data_transform() for m in self._unbound()], "data transform")
+
     def remap(self, seq: Sequence, key=None) -> Sequence:
         for number, member in enumerate(self._unbound()):
             seq = member.remap(seq, None if key is None else jax.random.fold_in(key, number))

@@ -64,6 +64,9 @@ def _weights(spec, length, train_length, random_key):
     x, tokens = jnp.ones((1, length, width)), jnp.zeros((1, length), jnp.int32)  # one word
     scheme = positions.make(spec, site, parent=None)
     seq, _ = scheme.read(tokens, seq, scheme.init_read(1))
+    if random_key is not None and (transform := scheme.data_transform()) is not None:
+        _, places = transform(np.random.default_rng(0), length, FACTOR * length)
+        seq = seq.replace(moved=jnp.asarray(places[None], float))
     ids = scheme.remap(seq, random_key)
     for number, embed in enumerate(positions.make_embed(spec, width, train_length, vocab_size=1)):
         found = jax.jit(embed.init)(jax.random.key(number), x[:, :1], ids[:1], tokens[:, :1])

@@ -35,8 +35,9 @@ def dry_run(config: ConfigDict) -> dict[str, Any]:
     check_reach(data, full)
     mesh = sharding.make_mesh(**full.runtime.mesh)
     with jax.set_mesh(mesh), attention.backend(full.runtime.backend):
-        program = build_program(full, model_of(full), mesh)
-        batch = program.place(next(data.train_batches()))
+        model = model_of(full)
+        program = build_program(full, model, mesh)
+        batch = program.place(next(data.train_batches(model.data_transform())))
         constants = program.constants()
         step = program.step.lower(program.abstract, constants, batch).compile()
         work = flops.count(program.step, program.abstract, constants, batch)

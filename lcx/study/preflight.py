@@ -54,7 +54,7 @@ def check(config: ConfigDict) -> None:
                           f"got {experiment.eval.every}")
     with attention.backend(config.runtime.backend):
         model_of(apply(config, {
-            "experiment.model.vocab_size": experiment.model.vocab_size or 256}))
+            "experiment.model.vocab_size": experiment.model.vocab_size or 256})).data_transform()
     for variant in variants(config):
         check(variant)
 

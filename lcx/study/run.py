@@ -93,8 +93,8 @@ def train_member(config: ConfigDict, folder: Path) -> None:
         check_reach(data, one)  # what the ladder would refuse after training is refused now
     model = model_of(full)
     with attention.backend(config.runtime.backend):
-        train.train(full, data.train_batches(), folder, model=model, code_version=code_version()[0],
-                    measure=during(config, data, model, folder))
+        train.train(full, data.train_batches(model.data_transform()), folder, model=model,
+                    code_version=code_version()[0], measure=during(config, data, model, folder))
 
 
 @contextlib.contextmanager

@@ -14,13 +14,13 @@ from lcx.sharding import shard
 from lcx.train.state import Constants, TrainState
 
 AXES = {"inputs": "batch length", "targets": "batch length", "weights": "batch length",
-        "segment": "batch length", "ids": "batch length axes"}
+        "segment": "batch length", "ids": "batch length axes", "moved": "batch length"}
 
 
 def sequence_of(batch: Mapping[str, jax.Array]) -> lanes.Sequence:
     """The Sequence of a batch; what all rows share has a leading dimension of 1."""
     return lanes.sequence(1, batch["inputs"].shape[1], segment=batch.get("segment"),
-                          ids=batch.get("ids"))
+                          ids=batch.get("ids"), moved=batch.get("moved"))
 
 
 def make_step(

@@ -209,7 +209,7 @@ def test_cape_shifts_jitters_and_stretches():
 
 def test_pose_cuts_once_and_skips():
     seq = L.sequence(2, 20, segment=PACKED)
-    jump = draws(dict(name="pose", max_length=64), seq, 600) - np.asarray(seq.ids)[..., 0]
+    jump = draws(dict(name="pose", max_length=64, text=1), seq, 600) - np.asarray(seq.ids)[..., 0]
     for row, a, b in RUNS:
         n, here = b - a, jump[:, row, a:b]
         assert (here[:, 0] == 0).all() and (np.diff(here, axis=-1) >= 0).all()
@@ -220,8 +220,8 @@ def test_pose_cuts_once_and_skips():
         assert here[:, -1].mean() == pytest.approx((64 - n) / 2, rel=0.12)
     assert remap("pose", seq) is seq
     with pytest.raises(ConfigError, match="max_length >= 20 tokens, not 10"):
-        remap(dict(name="pose", max_length=10), seq, jax.random.key(0))
-    full = remap(dict(name="pose", max_length=20), L.sequence(1, 20), jax.random.key(0))
+        remap(dict(name="pose", max_length=10, text=1), seq, jax.random.key(0))
+    full = remap(dict(name="pose", max_length=20, text=1), L.sequence(1, 20), jax.random.key(0))
     np.testing.assert_array_equal(full.ids, L.sequence(1, 20).ids)  # no room to skip
 
 
