@@ -237,8 +237,8 @@ class ValueTable:
 class LogitMap:
     """An operator on the logits of a whole row of keys (DAPE), which only a softmax has.
 
-    function(params, logits [B,H,T,S], bias [B,H,T,S], mask [B,T,S]) -> logits; bias is the sum of
-    the bias lanes, already part of the logits.
+    function(params, logits [B,H,T,S], bias [B,H,T,S], mask [B,T,S], distance [.,T,S]) -> logits;
+    bias is the sum of the bias lanes, already part of the logits; distance is id_i - id_j.
     """
 
     params: Any

@@ -9,6 +9,7 @@ merging. Feed them to `lcx.lanes.sequence(ids=...)`, under the scheme that each 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -41,16 +42,21 @@ class Video(NamedTuple):
 
 
 Span = Text | Image | Video
-Style = Callable[[Span, float], tuple[np.ndarray, float]]  # (span, its first id) -> ids, next id
+Style = Callable[..., tuple[np.ndarray, float]]  # (span, its first id, options) -> ids, next id
 
 
-def position_ids(spans: Sequence[Span], style: str) -> tuple[np.ndarray, float]:
+def position_ids(spans: Sequence[Span], style: str, **options) -> tuple[np.ndarray, float]:
     """Ids [T,A] of all tokens of the spans, and the offset of what is decoded after them."""
     if style not in STYLES:
         raise ConfigError(f"no style of ids is called '{style}'" + did_you_mean(style, STYLES))
+    known = list(inspect.signature(STYLES[style]).parameters)[2:]
+    for key in options:
+        if key not in known:
+            raise ConfigError(f"the ids of '{style}' have no option '{key}'"
+                              + did_you_mean(key, known))
     found, following = [], 0.0
     for span in spans:
-        ids, following = STYLES[style](span, following)
+        ids, following = STYLES[style](span, following, **options)
         found.append(ids)
     ids = np.concatenate(found)
     return ids, following - len(ids)
@@ -102,16 +108,71 @@ def qwen3_vl(span: Span, start: float) -> tuple[np.ndarray, float]:
     return qwen2_vl(span, start)
 
 
-def video_rope(span: Span, start: float) -> tuple[np.ndarray, float]:
+def spatial_reset(span: Span, start: float) -> tuple[np.ndarray, float]:
+    """MRoPE-Interleave and MHRoPE (arXiv:2510.23095), schemes m_rope and multi_head_rope; OmniGen2
+    (arXiv:2506.18871): rows and columns of every image count from 0, only t goes on.
+
+    The next span starts where that of qwen2_vl does. A video is a frame after another, each behind
+    its timestamp; one without has t = start + frame.
+    """
+    ids, following = qwen2_vl(span, start)
+    if not isinstance(span, Text):
+        ids[:, 1:] -= start
+    return ids, following
+
+
+def circle_rope(span: Span, start: float, radius: float = 10.0,
+                alpha: float = 0.5) -> tuple[np.ndarray, float]:
+    """Circle-RoPE (arXiv:2505.16416), scheme m_rope: an image lies on a circle around its first id,
+    in the plane across the line t = h = w on which text lies, so that a token of text is equally
+    far from all patches.
+
+    A patch's angle is alpha x its direction from the middle, stretched to one turn, + (1 - alpha)
+    x 2 pi its share of the patches before it. The next span starts above the largest id, which may
+    be a fraction. Radius, alpha and the formula are of the authors' config and code (github.com/
+    lose4578/CircleRoPE). Their layers use these ids and qwen2_5_vl's in turn, "AGE": the ids of a
+    model are the same for all layers here.
+    """
+    if isinstance(span, Text):
+        return text(span, start, 3)
+    height, width = image(span, "circle_rope")
+    row, column = grid(height, width).T
+    direction = np.arctan2(row - (height - 1) / 2, column - (width - 1) / 2)
+    if (reach := np.ptp(direction)) > 0:
+        direction = (direction - direction.min()) / reach * 2 * np.pi
+    share = np.arange(height * width) / (height * width) * 2 * np.pi
+    angle = alpha * direction + (1 - alpha) * share
+    across = np.array([[-1.0, 1.0, 0.0], [-1.0, -1.0, 2.0]]) / np.sqrt([[2.0], [6.0]])
+    place = radius * np.stack([np.cos(angle), np.sin(angle)], -1) @ across  # (width, height, time)
+    ids = start + place[:, ::-1]
+    return ids, ids.max() + 1
+
+
+def mm_rope(span: Span, start: float,
+            scale: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> tuple[np.ndarray, float]:
+    """MM-RoPE of Lumos-1 (arXiv:2507.08801), scheme m_rope(arrangement="distributed"): qwen2_vl's
+    grid with steps of `scale` in time, height and width, such as (4, 8, 8), the compression of the
+    latents. Known from github.com/JJJYmmm/Multimodal-RoPEs.
+    """
+    ids, following = qwen2_vl(span, start)
+    if not isinstance(span, Text):
+        ids = start + (ids - start) * np.array(scale)
+        following = ids.max() + 1
+    return ids, following
+
+
+def video_rope(span: Span, start: float, stride: float = 2.0) -> tuple[np.ndarray, float]:
     """VideoRoPE (arXiv:2502.05173), scheme video_rope: frames lie along the diagonal, 2 ids apart.
 
-    t = start + 2 frame; h and w are centred on it. The next span starts above the largest t.
+    t = start + stride x frame; h and w are centred on it. The next span starts above the largest t.
+    HoPE (arXiv:2505.20444), scheme hope_video, has the same ids: in training a stride for each
+    video, drawn from `HOPE_STRIDES`, and one of them that the user chooses in use.
     """
     if isinstance(span, Text):
         return text(span, start, 3)
     height, width = span[-2:] if isinstance(span, Image) else span[1:3]
     ids = grid(frames(span), height, width)
-    ids[:, 0] = start + 2.0 * ids[:, 0]
+    ids[:, 0] = start + stride * ids[:, 0]
     ids[:, 1] += ids[:, 0] - (height - 1) // 2
     ids[:, 2] += ids[:, 0] - (width - 1) // 2
     return ids, ids[:, 0].max() + 1
@@ -160,7 +221,9 @@ def v2pe(span: Span, start: float, reach: float = 16.0) -> tuple[np.ndarray, flo
 
 
 STYLES: dict[str, Style] = {style.__name__: style for style in (
-    qwen2_vl, qwen2_5_vl, qwen3_vl, video_rope, rope_tie, rope_tie_v2, v2pe)}
+    qwen2_vl, qwen2_5_vl, qwen3_vl, spatial_reset, circle_rope, mm_rope, video_rope, rope_tie,
+    rope_tie_v2, v2pe)}
+HOPE_STRIDES = (0.5, 0.75, 1.0, 1.25, 1.5)
 
 
 # ---- shared --------------------------------------------------------------------------------------

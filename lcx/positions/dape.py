@@ -51,7 +51,7 @@ class Dape(Position):
         return Lanes(logits=LogitMap(params, corrected)), carry
 
 
-def corrected(params, logits, bias, mask):
+def corrected(params, logits, bias, mask, distance):
     """Logits [B,H,T,S] that hold the bias already, plus the MLP of what they are without and of
     the bias."""
     reach = params["inner"].shape[0] // 2

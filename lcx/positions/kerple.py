@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lcx.errors import ConfigError, did_you_mean
-from lcx.lanes import Lanes, Sequence, Toeplitz
+from lcx.lanes import Lanes, LogitMap, Sequence, Toeplitz
 from lcx.positions import Position
 from lcx.types import wide
 
@@ -23,15 +23,19 @@ class Kerple(Position):
     kept >= 0.01; "power": B = -scale d^exponent, scale ~ U(0,1), exponent ~ U(0,2) kept in
     [0.01, 2]. With exponent 1 it is ALiBi with learned slopes. The authors project the parameters;
     here they are clipped where they are used, with the gradient of the projection (it passes),
-    so that a number at its floor can come back. Checked against the authors' code
-    (github.com/chijames/KERPLE); its factor on the logits (wei) is left out.
+    so that a number at its floor can come back. factor: the scaled product of query and key is
+    multiplied by exp(-decay d^shape) before B is added, decay ~ U(0,1) and shape ~ U(0,2), as B's
+    ("wei" of the power kernel in the authors' code, github.com/chijames/KERPLE, which all of this
+    was checked against). A linear mixer has no such factor.
     """
 
     variant: str = "log"
+    factor: bool = False
 
     structure: ClassVar[str] = "TOEP"
     paper: ClassVar[str] = "arXiv:2205.09921"
-    examples: ClassVar[tuple[dict, ...]] = ({}, dict(variant="power"))
+    examples: ClassVar[tuple[dict, ...]] = ({}, dict(variant="power"),
+                                            dict(variant="power", factor=True))
 
     @nn.compact
     def lanes(self, x, seq: Sequence, carry: Any) -> tuple[Lanes, Any]:
@@ -41,7 +45,12 @@ class Kerple(Position):
         kernel, (second, second_most), (scale_starts, second_starts) = VARIANTS[self.variant]
         params = {"scale": kept(self._number("scale", scale_starts), FLOOR, None),
                   second: kept(self._number(second, second_starts), FLOOR, second_most)}
-        return Lanes(bias=(Toeplitz(params, kernel),)), carry
+        operator = None
+        if self.factor:
+            faded = {"scale": kept(self._number("decay", 1.0), FLOOR, None),
+                     "exponent": kept(self._number("shape", 2.0), FLOOR, 2.0)}
+            operator = LogitMap(faded, fade)
+        return Lanes(bias=(Toeplitz(params, kernel),), logits=operator), carry
 
     def _number(self, name: str, below: float):
         init = nn.with_logical_partitioning(nn.initializers.uniform(below), ("heads",))
@@ -66,6 +75,12 @@ def power(params, distance):
     apart = distance > 0
     grown = jnp.where(apart, distance, 1.0) ** params["exponent"]
     return -params["scale"] * jnp.where(apart, grown, 0.0)
+
+
+def fade(params, logits, bias, mask, distance):
+    """Logits [B,H,T,S] whose products shrink with the distance [.,T,S], and whose biases do not."""
+    factor = jnp.moveaxis(jnp.exp(power(params, distance)), -1, 1)
+    return (logits - bias) * factor + bias
 
 
 VARIANTS = {  # kernel, (second parameter, its largest value), the ranges that both start in

@@ -15,24 +15,31 @@ class MRope(Rope):
     sections: pairs of each axis; None takes the published shares, 1/4, 3/8, 3/8 chunked (16,24,24
     of 64) or 3/8, 5/16, 5/16 interleaved (24,20,20). arrangement: "chunked" gives each axis a run
     of pairs (Qwen2-VL), "interleaved" deals them out, time taking the rest, so that every axis
-    has slow and fast pairs (Qwen3-VL). Text has equal ids or one axis: RoPE.
+    has slow and fast pairs (Qwen3-VL), "distributed" repeats t t h w h w h w (Lumos-1,
+    arXiv:2507.08801), with no sections. Text has equal ids or one axis: RoPE.
     """
 
     sections: tuple[int, ...] | None = None
     arrangement: str = "chunked"
 
     paper: ClassVar[str] = "arXiv:2409.12191"
-    examples: ClassVar[tuple[dict, ...]] = ({}, dict(arrangement="interleaved"))
+    examples: ClassVar[tuple[dict, ...]] = ({}, dict(arrangement="interleaved"),
+                                            dict(arrangement="distributed"))
 
     def rotation(self, seq: Sequence) -> Rotation:
         return super().rotation(seq).replace(axis=self.axis())
 
     def axis(self) -> tuple[int, ...]:
         """The axis of each pair. Raises ConfigError unless the sections fill the pairs."""
-        pairs, kinds = self.width // 2, {"chunked": 6, "interleaved": 5}
+        pairs, kinds = self.width // 2, {"chunked": 6, "interleaved": 5, "distributed": 0}
         if self.arrangement not in kinds:
             raise ConfigError(f"m_rope has no arrangement '{self.arrangement}'"
                               + did_you_mean(self.arrangement, kinds))
+        if self.arrangement == "distributed":
+            if self.sections is not None:
+                raise ConfigError("m_rope: the distributed arrangement has no sections; leave them "
+                                  "out")
+            return tuple((0, 0, 1, 2, 1, 2, 1, 2)[m % 8] for m in range(pairs))
         space = kinds[self.arrangement] * pairs // 16
         sections = self.sections or (pairs - 2 * space, space, space)
         if sum(sections) != pairs or min(sections) < 0:

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from lcx import lanes as L
+from lcx import positions
 from lcx.errors import ConfigError
-from lcx.spans import STYLES, Image, Text, Video, grid, position_ids
-from tests.positions.speaking import softmax, speak, theta, turned, vectors, weights
+from lcx.spans import HOPE_STRIDES, STYLES, Image, Text, Video, grid, position_ids
+from tests.positions.speaking import site, softmax, speak, theta, turned, vectors, weights
 
-THREE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "video_rope")
+THREE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "spatial_reset", "circle_rope", "mm_rope",
+         "video_rope")
 
 
 def axes(spec, dim=128):
@@ -170,3 +172,94 @@ def test_text_is_rope_where_the_axes_share_a_ladder(spec, like_rope, x64):
 def test_bad_sections_raise(spec, words):
     with pytest.raises(ConfigError, match=words):
         axes(spec, 8)
+
+
+def test_spatial_reset_keeps_the_start_of_the_next_span():
+    spans = [Text(4), Image(3, 5), Text(3), Video(4, 2, 1), Text(2)]
+    ids, offset = position_ids(spans, "spatial_reset")
+    plain, same = position_ids(spans, "qwen2_vl")
+    assert offset == same
+    text = np.r_[0:4, 19:22, 30:32]
+    np.testing.assert_array_equal(ids[text], plain[text])
+    np.testing.assert_array_equal(ids[:, 0], plain[:, 0])
+    np.testing.assert_array_equal(ids[4:19, 1:], grid(3, 5))
+    np.testing.assert_array_equal(ids[22:30, 1:], np.tile(grid(2, 1), (4, 1)))
+
+
+CIRCLE = [[0.0, 7.071068, -7.071068], [7.527472, -1.0246, -6.502873],
+          [5.83187, -7.864871, 2.033001], [-8.164966, 4.082483, 4.082483],
+          [-8.100424, 3.162883, 4.937541], [-7.907817, 2.193278, 5.714539]]
+
+
+def test_circle_rope_is_equally_far_from_text():
+    ids, offset = position_ids([Text(2), Image(3, 5), Text(2)], "circle_rope")
+    centre = ids[2:17] - 2
+    np.testing.assert_allclose((centre ** 2).sum(1), 100)  # the radius
+    np.testing.assert_allclose(centre.sum(1), 0, atol=1e-12)  # across the line of text
+    for text in ids[[0, 1, 17, 18]]:
+        apart = np.linalg.norm(ids[2:17] - text, axis=1)
+        assert np.ptp(apart) < 1e-12
+    assert ids[17].tolist() == [ids[2:17].max() + 1] * 3 and offset == ids[-1, 0] + 1 - 19
+    # by the authors' code, radius 10 and alpha 0.5: (t, h, w) of 2 x 3 patches
+    got, _ = position_ids([Image(2, 3)], "circle_rope")
+    np.testing.assert_allclose(got, CIRCLE, atol=2e-6)
+    lone, _ = position_ids([Image(1, 1)], "circle_rope")
+    np.testing.assert_allclose(lone[0], [0, 10 / 2 ** 0.5, -10 / 2 ** 0.5])
+
+
+def test_mm_rope_scales_each_axis():
+    ids, offset = position_ids([Text(2), Video(2, 2, 2), Text(1)], "mm_rope", scale=(4.0, 8.0, 8.0))
+    np.testing.assert_array_equal(ids[2:10], 2 + grid(2, 2, 2) * [4, 8, 8])
+    assert ids[10].tolist() == [11] * 3 and offset == 12 - 11
+    with pytest.raises(ConfigError, match="no option 'scales'; did you mean 'scale'"):
+        position_ids([Text(2)], "mm_rope", scales=1)
+
+
+def test_hope_chooses_the_stride_of_a_video():
+    ids, offset = position_ids([Text(2), Video(3, 1, 1), Text(1)], "video_rope", stride=0.75)
+    assert ids[2:5].tolist() == [[2.0] * 3, [2.75] * 3, [3.5] * 3]
+    assert ids[5].tolist() == [4.5] * 3 and offset == 5.5 - 6
+    assert HOPE_STRIDES == (0.5, 0.75, 1.0, 1.25, 1.5)
+
+
+# ---- rotations of further models -----------------------------------------------------------------
+
+
+def test_hope_video_is_video_rope_without_time():
+    found = speak("hope_video", L.sequence(1, 1), dim=128)[0].transport
+    assert found.axis == axes("video_rope") == (1, 2) * 24 + (0,) * 16
+    radians = np.asarray(found.frequency, np.float64).sum(0) * 2 * np.pi
+    np.testing.assert_allclose(radians, np.where(np.arange(64) < 48, theta(128), 0.0), rtol=1e-6)
+
+
+def test_mm_rope_repeats_its_pattern():
+    spec = dict(name="m_rope", arrangement="distributed")
+    assert axes(spec) == (0, 0, 1, 2, 1, 2, 1, 2) * 8
+    assert [axes(spec).count(axis) for axis in range(3)] == [16, 24, 24]
+    assert axes(spec, dim=20) == (0, 0, 1, 2, 1, 2, 1, 2, 0, 0)
+    with pytest.raises(ConfigError, match="no sections"):
+        axes(dict(spec, sections=(4, 3, 3)), dim=20)
+
+
+def test_multi_head_rope_turns_each_head_with_its_own_axis(x64):
+    ids, _ = position_ids([Text(3), Image(2, 3), Text(2)], "spatial_reset")
+    length = len(ids)
+    q, k, _ = vectors(length)
+    seq = L.sequence(1, length, ids=ids[None])
+    spec = dict(name="multi_head_rope", heads=(1, 2, 0))
+    got = weights(spec, q, k, seq)
+    for head, axis in enumerate((0, 1, 1)):
+        angle = (ids[:, None, axis] - ids[None, :, axis])[..., None] * theta(8)
+        wanted = softmax(turned(q, k, angle) / 8 ** 0.5)
+        np.testing.assert_allclose(got[head], wanted[head], atol=1e-6)
+    still = softmax(turned(q, k, np.zeros((length, length, 4))) / 8 ** 0.5)
+    np.testing.assert_allclose(got[3], still[3], atol=1e-12)  # a head left over
+    plain = L.sequence(1, length)
+    np.testing.assert_allclose(weights(dict(spec, heads=(1, 2, 1)), q, k, plain),
+                               weights("rope", q, k, plain), atol=1e-6)
+    assert positions.make("multi_head_rope", site(heads=8)).shares() == (2, 3, 3)
+    with pytest.raises(ConfigError, match="more than the 4 key heads"):
+        weights(dict(spec, heads=(2, 2, 1)), q, k, plain)
+    with pytest.raises(ConfigError, match="reads 3 axes of the ids, the sequence has 2"):
+        weights(dict(spec, heads=(1, 1, 1)), q[:, :3], k[:, :3],
+                L.sequence(1, 3, ids=ids[None, :3, :2]))

@@ -38,6 +38,22 @@ def test_kerple_against_a_twin(variant, x64):
     np.testing.assert_array_equal(kernel_at(spec, -distance, change), got)
 
 
+def test_kerple_factor_fades_the_product_and_not_the_bias(x64):
+    q, k, _ = vectors(9)
+    numbers = dict(scale=[0.3, 1.0, 1.7, 0.004], exponent=[0.2, 1.0, 1.3, 2.9],
+                   decay=[0.1, 0.02, 2.0, 0.001], shape=[1.0, 0.5, 1.9, 2.5])
+    spec = dict(name="kerple", variant="power", factor=True)
+    ids = np.array([0, 1, 2, 5, 6, 7, 9, 9.5, 20])
+    got = weights(spec, q, k, L.sequence(1, 9, ids=ids[None, :, None]), change=to(**{
+        name: jnp.asarray(value) for name, value in numbers.items()}))
+    scale, exponent, decay, shape = (np.asarray(v)[:, None, None] for v in numbers.values())
+    distance = np.maximum(ids[:, None] - ids, 0.0)
+    bias = -np.maximum(scale, 0.01) * distance ** np.clip(exponent, 0.01, 2)
+    factor = np.exp(-np.maximum(decay, 0.01) * distance ** np.clip(shape, 0.01, 2))
+    product = np.einsum("thk,shk->hts", q[0], k[0]) / 8 ** 0.5
+    np.testing.assert_allclose(got, softmax(product * factor + bias), atol=1e-12)
+
+
 def test_kerple_power_of_one_is_alibi(x64):
     q, k, _ = vectors(9)
     slope = lambda found: {"params": {"scale": jnp.asarray(alibi.slopes(4)),

@@ -52,7 +52,8 @@ def attend(queries: pairs.Queries, keys: pairs.Keys, lanes: L.Lanes, weigh: Call
             if lanes.logits is not None:
                 logits = logits + bias
                 term = jnp.broadcast_to(bias, logits.shape)
-                logits = lanes.logits.function(lanes.logits.params, logits, term, allowed[:, 0])
+                logits = lanes.logits.function(lanes.logits.params, logits, term, allowed[:, 0],
+                                               pairs.pair_distance(part.seq, keys.seq))
                 term = 0.0
             found = weigh(logits, term, part.seq, keys.seq, rows)
             return jnp.where(allowed, found, 0.0)

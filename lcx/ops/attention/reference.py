@@ -49,5 +49,6 @@ def logits(queries: pairs.Queries, keys: pairs.Keys, lanes, *, rotary_dim: int, 
         score = score + bias
     if lanes.logits is not None:
         bias = jnp.zeros_like(score) if bias is None else jnp.broadcast_to(bias, score.shape)
-        score = lanes.logits.function(lanes.logits.params, score, bias, allowed)
+        score = lanes.logits.function(lanes.logits.params, score, bias, allowed,
+                                      pairs.pair_distance(queries.seq, keys.seq))
     return score, allowed

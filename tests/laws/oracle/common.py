@@ -182,8 +182,9 @@ def logits(inner, lanes, seq, b) -> np.ndarray:
     if lanes.logits is not None:
         terms = np.stack([np.where(mask, bias(inner, lanes, seq, b, h, heads), 0.0)
                           for h in range(heads)])
+        ids = row(seq.ids, b)[:, 0]
         rows = np.asarray(lanes.logits.function(lanes.logits.params, rows[None], terms[None],
-                                                mask[None]))[0]
+                                                mask[None], (ids[:, None] - ids)[None]))[0]
     return np.where(mask, rows, -np.inf)
 
 
