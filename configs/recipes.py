@@ -60,12 +60,15 @@ def drope(depth, length):
     """DroPE (github.com/SakanaAI/DroPE), second stage: the baseline's parameters without RoPE,
     recalibrated at the original length for about a tenth of the steps.
 
-    The parameters of both stages have the same tree. `lcx train` cannot start from another run
-    yet; `lcx eval RUN --override position=no_pe` tests a RoPE run dropped without recalibration.
+    lcx train configs/recipes.py:rope
+    lcx train configs/recipes.py:drope --config.experiment.train.start_from=runs/recipes-rope/ID
+    Far beyond, it wants a temperature: `lcx eval RUN --override position=length_temperature`.
+    `lcx eval runs/recipes-rope/ID --override position=no_pe` drops without recalibration.
     """
     return [dict(position="no_pe", mixer=attention())]
 
 
+STEPS = {"drope": 0.1}  # of the steps of the others
 RECIPES = {recipe.__name__: recipe for recipe in (
     rope, hwfa, nope_interleave, irope, window_nope, gemma3, drope)}
 
@@ -78,6 +81,7 @@ def get_config(arg=None):
     model, length = config.experiment.model, config.experiment.data.train_length
     model.depth = 12
     model.pattern = RECIPES[arg or "rope"](model.depth, length)
+    config.experiment.train.steps = int(STEPS.get(arg, 1.0) * config.experiment.train.steps)
     return config
 
 

@@ -100,6 +100,7 @@ def _train() -> ConfigDict:
     c.schedule = _component("warmup_cosine")
     c.clip = 1.0  # global gradient norm; 0 turns clipping off
     c.accumulate = 1  # micro-batches per step
+    c.start_from = placeholder(str)  # a trained run, folder or id, whose parameters come first
     c.learning_rate_tuned = False  # whether the rate was tuned for this arm; written into each row
     return c
 
@@ -125,6 +126,7 @@ def _runtime() -> ConfigDict:
     c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # devices per axis; -1: the rest
     c.out = "runs"  # runs/<name>/<run id>/
     c.name = ""  # of the study; empty: the config file's name
+    c.start_folder = ""  # where the run of train.start_from lies; empty: runs/*/<its id>
     c.label = ""  # what tells this arm apart in a report, beside scheme, mixer and seed
     c.log_every = 10  # steps
     c.checkpoint_every = 100  # steps

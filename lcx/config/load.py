@@ -18,6 +18,7 @@ from lcx.config.base import base_config
 from lcx.config.check import validate
 from lcx.config.identity import resolve
 from lcx.config.override import apply, assign, assign_all, leaf_paths, parse_override
+from lcx.config.start import settled
 from lcx.errors import ConfigError, did_you_mean
 
 
@@ -46,7 +47,7 @@ def load(spec: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config
         overrides = list(overrides.items())
     for key, value in overrides:
         assign(config, key, value)
-    return validate(config)
+    return settled(validate(config))
 
 
 def from_values(values: Mapping[str, Any]) -> ConfigDict:
@@ -71,7 +72,7 @@ def load_sweep(spec: str, overrides: Iterable[str] = ()) -> list[tuple[dict[str,
             raise ConfigError(f"{path}: sweep() must yield dicts of overrides, got {member!r}")
         # The command line has the last word, as it has over the file.
         new = apply(apply(config, member), dict(parse_override(text) for text in overrides))
-        members.append((dict(member), validate(new)))
+        members.append((dict(member), settled(validate(new))))
     if not members:
         raise ConfigError(f"{path}: sweep() yields no members")
     return members

@@ -20,6 +20,7 @@ from lcx.eval import exact
 from lcx.eval.lengths import contexts
 from lcx.model import build_model
 from lcx.ops.attention import api as attention
+from lcx.study.start import source_of
 from lcx.train import trackers
 
 POSITIVE = ("experiment.model.width", "experiment.model.depth", "experiment.data.train_length",
@@ -81,10 +82,12 @@ def under(config: ConfigDict, override: Mapping[str, Any]) -> ConfigDict:
 
 
 def check_data(config: ConfigDict) -> None:
-    """Prepare the corpus and see that its documents reach the ladder's end.
+    """Prepare the corpus and see that its documents reach the ladder's end, and that the run to
+    start from is there.
 
     Raises DataError or ConfigError.
     """
+    source_of(config)
     _, data = with_data(config)
     check_reach(data, config)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -30,9 +31,11 @@ from lcx.study.preflight import (
 )
 from lcx.study.restore import config_file
 from lcx.study.run_folder import folder_of
+from lcx.study.start import source_of
 from lcx.study.status import locked, read_status, write_atomically, write_status
 from lcx.study.versions import settle
 from lcx.train.checkpoint import saved
+from lcx.train.start import start_from
 
 
 def run_member(config: ConfigDict, folder: str | Path | None = None, *,
@@ -91,10 +94,11 @@ def train_member(config: ConfigDict, folder: Path) -> None:
     full, data = with_data(config)
     for one in (full, *variants(full)):
         check_reach(data, one)  # what the ladder would refuse after training is refused now
-    model = model_of(full)
+    model, source = model_of(full), source_of(config)
     with attention.backend(config.runtime.backend):
         train.train(full, data.train_batches(model.data_transform()), folder, model=model,
-                    code_version=code_version()[0], measure=during(config, data, model, folder))
+                    code_version=code_version()[0], measure=during(config, data, model, folder),
+                    start=source and functools.partial(start_from, source))
 
 
 @contextlib.contextmanager

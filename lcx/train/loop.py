@@ -22,8 +22,9 @@ from lcx.train.interrupt import Interrupt, Interrupted
 from lcx.train.lock import lock
 from lcx.train.manifest import batch_id
 from lcx.train.metrics import MetricsFile
-from lcx.train.program import build_program
+from lcx.train.program import Program, build_program
 from lcx.train.progress import Progress
+from lcx.train.start import Start
 from lcx.train.state import Constants, TrainState
 
 log = logging.getLogger(__name__)
@@ -49,14 +50,17 @@ class Pending:
 
 def train(config: Any, data: DataIterator, run_dir: str | os.PathLike, *,
           model: nn.Module | None = None, code_version: str = "unknown",
-          measure: Callable[[TrainState, Constants, int, int], None] | None = None) -> TrainState:
+          measure: Callable[[TrainState, Constants, int, int], None] | None = None,
+          start: Callable[[Program], Start] | None = None) -> TrainState:
     """Train to `config.experiment.train.steps` in `run_dir`, from its newest checkpoint if any.
 
     `measure` is called with (state, constants, step, tokens seen) every experiment.eval.every
-    steps, the last one excepted. Writes metrics.jsonl and checkpoints/, each of which says which
-    code versions trained it. Raises Interrupted (exit code 75) after SIGTERM, having saved;
-    NonFinite on NaN or inf; CheckpointError, CheckpointMismatch, Locked, ConfigError and DataError
-    as they say. Running it again goes on, and ends in the same bits.
+    steps, the last one excepted. `start` gives the first state where there is no checkpoint
+    (`lcx.train.start`); tokens and code versions count on from its own. Writes metrics.jsonl and
+    checkpoints/, each of which says which code versions trained it. Raises Interrupted (exit code
+    75) after SIGTERM, having saved; NonFinite on NaN or inf; CheckpointError, CheckpointMismatch,
+    Locked, ConfigError and DataError as they say. Running it again goes on, and ends in the same
+    bits.
     """
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -73,23 +77,25 @@ def train(config: Any, data: DataIterator, run_dir: str | os.PathLike, *,
 
         found = checkpoints.restore(program.abstract)
         if found is None:
-            state, start, tokens, code = program.init(), 0, 0, (code_version,)
+            first_state = start(program) if start else Start(program.init(), 0, ())
+            state, begin, tokens = first_state.state, 0, first_state.tokens
+            code = tuple(dict.fromkeys((*first_state.code, code_version)))
         else:
-            state, start, tokens = found[0], found[1].step, found[1].tokens
+            state, begin, tokens = found[0], found[1].step, found[1].tokens
             code = tuple(dict.fromkeys((*found[1].code, code_version)))
             data.set_state(found[1].data)
-            log.info("going on from step %d of %s", start, run_dir)
-        if start >= steps:
+            log.info("going on from step %d of %s", begin, run_dir)
+        if begin >= steps:
             return state
         constants = program.constants()
-        file = stack.enter_context(closing(MetricsFile(run_dir / "metrics.jsonl", start))) \
+        file = stack.enter_context(closing(MetricsFile(run_dir / "metrics.jsonl", begin))) \
             if first else None
         followers = trackers.make(
-            runtime.trackers, folder=run_dir, name=run_dir.name, start=start,
+            runtime.trackers, folder=run_dir, name=run_dir.name, start=begin,
             config=config.to_dict()) if first and "trackers" in runtime else []
         for follower in followers:
             stack.callback(follower.close)
-        progress = stack.enter_context(closing(Progress(steps, start))) if first else None
+        progress = stack.enter_context(closing(Progress(steps, begin))) if first else None
 
         def report(done: Pending) -> None:
             """Wait for a step's scalars, check them, and log them."""
@@ -110,7 +116,7 @@ def train(config: Any, data: DataIterator, run_dir: str | os.PathLike, *,
                                                  if isinstance(value, float)})
 
         pending, every = None, config.experiment.eval.every if measure else 0
-        for step in range(start + 1, steps + 1):
+        for step in range(begin + 1, steps + 1):
             try:
                 batch = next(data)
             except StopIteration:

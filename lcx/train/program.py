@@ -30,6 +30,7 @@ class Program:
     vocab_size: int | None
     step: Callable[[TrainState, Constants, Mapping[str, jax.Array]], tuple[TrainState, dict]]
     init: Callable[[], TrainState]
+    begin: Callable[[Any], TrainState]  # step 0 at given parameters, placed as `abstract` is
     constants: Callable[[], Constants]
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -82,9 +83,11 @@ def build_program(config: Any, model: nn.Module, mesh: Mesh) -> Program:
     constants_at = sharding.shardings(boxed, mesh)
     transform = optimizer.direction(decayed(boxed_params))
 
-    def init_state(key) -> TrainState:
-        params = nn.unbox(init_variables(key)["params"])
+    def at(params) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params))
+
+    def init_state(key) -> TrainState:
+        return at(nn.unbox(init_variables(key)["params"]))
 
     shapes = jax.eval_shape(init_state, init_key)
     state_at = TrainState(whole, params_at, _like_params(transform, shapes, params_at, whole))
@@ -109,6 +112,7 @@ def build_program(config: Any, model: nn.Module, mesh: Mesh) -> Program:
         mesh, model, abstract, experiment.model.get("vocab_size"),
         step=jax.jit(step, donate_argnums=0, out_shardings=(state_at, whole)),
         init=lambda: jax.jit(init_state, out_shardings=state_at)(init_key),
+        begin=lambda params: jax.jit(at, out_shardings=state_at)(params),
         constants=constants,
     )
 
