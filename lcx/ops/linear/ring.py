@@ -33,10 +33,11 @@ class Ring:
 
 
 def reach(lanes: L.Lanes) -> int | None:
-    """Distance of ids from which all pairs are far; None where no lane tells near from far."""
-    lanes = [lane for lane in (lanes.transport, *lanes.bias)
-             if isinstance(lane, (L.Piecewise, L.EventuallyConstant))]
-    return max([1, *(lane.window for lane in lanes)]) if lanes else None
+    """Distance of ids from which all pairs are far; None where no lane tells near from far, or
+    where there is no such distance."""
+    windows = [lane.window for lane in (lanes.transport, *lanes.bias)
+               if isinstance(lane, (L.Piecewise, L.EventuallyConstant))]
+    return max(1, *windows) if windows and None not in windows else None
 
 
 def init(like: pairs.Keys, heads: int, dim: int, batch: int, window: int, totals: bool) -> Ring:
