@@ -73,14 +73,14 @@ def _in_product(position, mixer) -> bool:
 
 
 def everyday(position, mixer) -> bool:
-    """Every scheme with attention; every other mixer meets the structural classes together, its
-    other examples a rotation."""
-    first_mixer = _first(mixers.PACKAGE, mixer)
-    if mixer["name"] == "attention" and first_mixer:
+    """Every scheme with attention; each other mixer meets a rotation with all biases that it
+    honours, the leader of a family the other transports too."""
+    if not _first(mixers.PACKAGE, mixer):
+        return False
+    if mixer["name"] == "attention":
         return isinstance(position, list) or _first(positions.PACKAGE, position)
-    if isinstance(position, list):
-        return first_mixer and position in together(mixer)
-    return not first_mixer and position["name"] == "rope"
+    stacks = together(mixer)
+    return position in (stacks if leads(mixer) else stacks[:1])
 
 
 TRANSPORTS = ("Rotation", "Householder", "Diagonal", "Piecewise")
@@ -124,10 +124,9 @@ def _leaders() -> dict[str, int]:
     return {max(found, key=lambda entry: entry[0])[1]: len(found) for found in families.values()}
 
 
-def in_layers(name: str) -> bool:
-    """Whether a scheme says anything to a layer, or nothing at all: its input lane and id map do
-    not meet the mixer."""
-    return set(listing.record(name)["lanes"]).isdisjoint({"embed", "remap"})
+def rings() -> list[str]:
+    """The representatives whose far pairs a recurrence keeps in one state."""
+    return [_representatives()[lane,] for lane in ("Piecewise", "EventuallyConstant", "Toeplitz")]
 
 
 def represents(position) -> bool:

@@ -22,13 +22,13 @@ from tests.laws.cells import (
     Block,
     everyday,
     grid,
-    in_layers,
     inputs,
     leads,
     name_of,
     plain,
     record,
     represents,
+    rings,
     sequences,
     specs,
     stream,
@@ -40,21 +40,24 @@ FIRST = [dict(name=name, **lookup.find(mixers.PACKAGE, name).examples[0])
          for name in lookup.names(mixers.PACKAGE)]
 ATTENTION = next(mixer for mixer in FIRST if mixer["name"] == "attention")
 TOGETHER = [(stack, mixer) for mixer in FIRST for stack in together(mixer)]
+LARGE = 5  # mixers of a family whose leader stands for its code on each run
 ALIVE = grid("native", "partial", also=TOGETHER)
 
 
-def _leads_alone(position, mixer) -> bool:
-    """Each kind of lanes on the mixer that leads a large family."""
-    return (mixer in FIRST and leads(mixer, 3) and not isinstance(position, list)
-            and represents(position) and in_layers(position["name"]))
+def _forms_today(position, mixer) -> bool:
+    """A rotation and a gate on every mixer; on the leaders every stack, and what has a ring."""
+    if mixer not in FIRST:
+        return False
+    if isinstance(position, list):
+        return position == plain(mixer) or leads(mixer, LARGE) and position in together(mixer)
+    return leads(mixer, LARGE) and position["name"] in rings()
 
 
-CLASSES = grid("native", "partial", also=[(plain(mixer), mixer) for mixer in FIRST],
-               today=lambda position, mixer: _leads_alone(position, mixer)
-               or mixer in FIRST and position == plain(mixer))
+CLASSES = grid("native", "partial", also=[*TOGETHER, *((plain(m), m) for m in FIRST)],
+               today=_forms_today)
 ALIVE_LANES = grid("native", "partial", also=TOGETHER, today=lambda position, mixer:
-                   everyday(position, mixer) if mixer["name"] == "attention" else
-                   mixer in FIRST and leads(mixer, 3) and position in together(mixer))
+                   mixer == ATTENTION and everyday(position, mixer)
+                   or leads(mixer, LARGE) and mixer in FIRST and position == together(mixer)[0])
 
 
 def close(actual, wanted, tolerance, law):
