@@ -139,6 +139,7 @@ MAMBA2 = ("mamba2", dict(state_dim=6, num_groups=2))
 
 @pytest.mark.parametrize("form,name,options", [
     ("chunked", *LINEAR), ("quadratic", *RETENTION), ("chunked", *MAMBA2), ("quadratic", *MAMBA2)])
+@pytest.mark.full  # the law suite runs every mixer so
 def test_uneven_pieces_equal_the_whole_and_the_documents_alone(form, name, options, x64):
     mixer = layer(name, "rope", form, **options)
     x, found = started(mixer, packed())

@@ -114,6 +114,7 @@ def test_gated_delta_net_without_decay_is_delta_net(x64):
 
 
 @pytest.mark.parametrize("position", ["rope", ["path", "fox"]], ids=str)
+@pytest.mark.full  # the law suite runs every mixer so
 def test_gated_delta_net_runs_every_way_alike(x64, position):
     cases.agree(cases.ways(dict(GDN, chunk=4), position, FORMS))
 
@@ -198,6 +199,7 @@ def test_rglru_golden_gate_and_its_bounded_root():
     (dict(name="rope", fraction=0.5, interleaved=True), ("chunked", "step")), ("fox", FORMS),
     (["fox", "t5_bias"], ("quadratic",)), (dict(name="rerope", window=3, fraction=0.5), FORMS),
     (["rope", "t5_bias"], FORMS), (["rope", "kerple"], ("quadratic",))], ids=str)
+@pytest.mark.full  # the law suite runs every mixer so
 def test_rglru_runs_every_way_alike(x64, position, forms):
     cases.agree(cases.ways(dict(RGLRU, chunk=4), position, forms))
 
@@ -246,6 +248,7 @@ def test_lstm_starts_orthogonal_and_remembering():
 
 
 @pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.full  # the law suite runs every mixer so
 def test_lstm_runs_every_way_alike(x64, apart):
     cases.agree(cases.ways(dict(LSTM, heads_apart=apart), "fox", ("step",)))
 

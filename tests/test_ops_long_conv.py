@@ -66,6 +66,7 @@ def modes_loop(pole, weight, x, fade, start):
     return out, state
 
 
+@pytest.mark.full  # the law suite runs every mixer so
 def test_modes_run_whole_in_chunks_and_step_by_step(x64):
     length = 23
     pole = -0.3 * RNG.random((3, 2)) + 1j * RNG.normal(size=(3, 2))

@@ -58,6 +58,7 @@ def expected(kind, normaliser):
 
 @pytest.mark.parametrize("normaliser", ["sum", None])
 @pytest.mark.parametrize("kind", ["constant", "constant turned", "constant faded", "piecewise"])
+@pytest.mark.full  # the law suite runs every mixer so
 def test_the_ring_is_the_sum_over_all_pairs(kind, normaliser, x64):
     """In one piece, in chunks, and as a stream that is cut anywhere."""
     lanes, want = lanes_of(kind)[0], expected(kind, normaliser)

@@ -76,6 +76,7 @@ def test_lru_is_the_published_layer_under_every_lane(x64):
 
 
 @pytest.mark.parametrize("position,form", STEPS, ids=str)
+@pytest.mark.full  # the law suite runs every mixer so
 def test_lru_runs_every_way_alike(x64, position, form):
     forms = (form, "step") if form == "chunked" else (form,)
     cases.agree(cases.ways(LRU, position, forms))

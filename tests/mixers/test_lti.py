@@ -125,6 +125,7 @@ def test_s4d_starts_as_published():
     ("no_pe", FORMS), (["rope", "alibi"], FORMS), ("xpos", FORMS),
     (dict(name="t5_bias", num_buckets=8, max_distance=10), ("quadratic", "chunked")),
     (dict(name="rerope", window=3), ("quadratic",))], ids=str)
+@pytest.mark.full  # the law suite runs every mixer so
 def test_s4d_runs_every_way_alike(x64, position, forms):
     cases.agree(cases.ways(dict(S4D, chunk=4), position, forms))
 
@@ -250,6 +251,7 @@ def test_s4_starts_at_legs_whatever_length_it_is_kept_for():
 
 
 @pytest.mark.parametrize("position,forms", [(["rope", "alibi"], FORMS)], ids=str)
+@pytest.mark.full  # the law suite runs every mixer so
 def test_s4_runs_every_way_alike(x64, position, forms):
     spec = dict(name="s4", num_heads=2, state_dim=4, kernel_length=6, chunk=4)
     cases.agree(cases.ways(spec, position, forms), 1e-8)

@@ -96,6 +96,7 @@ def lifted(params, distance):
     (["vo_rope", "kerple"], ("quadratic", "chunked")),
     (["rope", dict(name="t5_bias", num_buckets=8, max_distance=10)], ("quadratic", "step"))],
     ids=str)
+@pytest.mark.full  # the law suite runs every mixer so
 def test_mamba3_runs_every_way_alike(x64, position, forms):
     cases.agree(cases.ways(dict(MAMBA3, head_dim=4, chunk=4), position, forms))
 

@@ -82,6 +82,7 @@ def run(x, turns, weighs, window=W, form=None, pieces=None):
 
 
 @pytest.mark.parametrize("turns,weighs", [(True, False), (False, True), (True, True)])
+@pytest.mark.full  # the law suite runs every mixer so
 def test_every_way_is_the_definition(turns, weighs, x64):
     x, (wanted) = draw(), loop(draw(), turns, weighs)
     ways = dict(whole={}, wide=dict(window=7), quadratic=dict(window=T), chunked=dict(

@@ -48,6 +48,7 @@ def test_layer_is_the_published_one(name, options, x64):
 
 
 @pytest.mark.parametrize("position", ["no_pe", ["rope", "fox"], "cope", "path"], ids=str)
+@pytest.mark.full  # the law suite runs every mixer so
 def test_a_sink_in_every_form_and_in_pieces(position, x64):
     spec = dict(name="sink_attention", num_heads=2, num_kv_heads=1, gate=True)
     cases.agree(cases.ways(spec, position, ("quadratic", "chunked")))

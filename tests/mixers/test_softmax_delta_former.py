@@ -43,6 +43,7 @@ def test_layer_is_the_published_one(options, x64):
 
 @pytest.mark.parametrize("position", ["no_pe", ["rope", "fox", "log_n"], "cope", "path", "rerope",
                                       "vo_rope", "shaw", dict(name="dape", hidden=8)], ids=str)
+@pytest.mark.full  # the law suite runs every mixer so
 def test_every_form_and_pieces(position, x64):
     spec = dict(name="delta_former", num_heads=2, num_kv_heads=1)
     cases.agree(cases.ways(spec, position, ("quadratic", "chunked")))

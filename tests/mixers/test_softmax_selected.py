@@ -89,6 +89,7 @@ SPECS = [dict(name="moba", block=2, top=2, **HEADS), dict(name="nsa", block=2, t
 @pytest.mark.parametrize("position", ["no_pe", ["rope", "fox", "log_n"], "wall", "rerope",
                                       "vo_rope", "t5_bias"], ids=str)
 @pytest.mark.parametrize("spec", SPECS, ids=lambda s: s["name"])
+@pytest.mark.full  # the law suite runs every mixer so
 def test_every_form_and_pieces(spec, position, x64):
     cases.agree(cases.ways(spec, position, ("quadratic", "chunked")))
 

@@ -80,6 +80,7 @@ def test_patterns_of_the_paper(name, columns):
 
 @pytest.mark.parametrize("position", ["no_pe", ["rope", "fox"], "wall", "path", "cope",
                                       dict(name="dape", hidden=8, kernel=3)], ids=str)
+@pytest.mark.full  # the law suite runs every mixer so
 def test_a_stream_with_sinks_in_every_form_and_in_pieces(position, x64):
     spec = dict(name="streaming_attention", sinks=2, window=2, **HEADS)
     cases.agree(cases.ways(spec, position, ("quadratic", "chunked")))
@@ -175,6 +176,7 @@ def test_differential_goldens_and_start():
 
 
 @pytest.mark.parametrize("position", ["no_pe", ["rope", "fox"], "cope", "path", "wall"], ids=str)
+@pytest.mark.full  # the law suite runs every mixer so
 def test_differential_in_every_form_and_in_pieces(position, x64):
     spec = dict(name="differential_attention", num_heads=2, num_kv_heads=1)
     cases.agree(cases.ways(spec, position, ("quadratic", "chunked")))
