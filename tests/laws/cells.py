@@ -129,6 +129,12 @@ def rings() -> list[str]:
     return [_representatives()[lane,] for lane in ("Piecewise", "EventuallyConstant", "Toeplitz")]
 
 
+def in_layers(name: str) -> bool:
+    """Whether a scheme says anything to a layer, or nothing at all: its input lane and id map do
+    not meet the mixer."""
+    return set(listing.record(name)["lanes"]).isdisjoint({"embed", "remap"})
+
+
 def represents(position) -> bool:
     """Whether a scheme stands for all that speak in the same lanes: the one with the shortest
     name, in its first example."""
