@@ -110,12 +110,6 @@ def shard(x: jax.Array, names: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec)
 
 
-def split_twice() -> bool:
-    """Whether the mesh in force splits weights over both `fsdp` and `tensor`."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and min(mesh.shape.get("fsdp", 1), mesh.shape.get("tensor", 1)) > 1
-
-
 def shardings(variables: Any, mesh: Mesh) -> Any:
     """Shardings of variables whose leaves carry logical names (`nn.with_logical_partitioning`).
 

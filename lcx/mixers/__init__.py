@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lcx import lookup, positions, sharding
+from lcx import lookup, positions
 from lcx.errors import ConfigError, Refusal, Unimplemented, did_you_mean
 from lcx.lanes import Lanes, Sequence, Site, sequence
 from lcx.types import wide_dtype
@@ -75,7 +75,6 @@ class Mixer(nn.Module):
     paper: ClassVar[str] = ""
     forms: ClassVar[tuple[str, ...]] = (QUADRATIC, CHUNKED, STEP)
     supports: ClassVar[Mapping[type, Support]] = {}
-    split_twice: ClassVar[bool] = True  # right on a mesh that splits over both fsdp and tensor
 
     def site(self) -> Site:
         """What this mixer tells its scheme."""
@@ -104,9 +103,6 @@ class Mixer(nn.Module):
     def see(self, x: jax.Array, seq: Sequence, carry: Any = None,
             shared: Lanes | None = None) -> tuple[Lanes, Any]:
         """The lanes of this layer, checked against `supports`, and the scheme's next carry."""
-        if not self.split_twice and sharding.split_twice():
-            raise ConfigError(f"{lookup.file_name(type(self))} gives wrong numbers on a mesh that "
-                              "splits over both fsdp and tensor: set one of the two to 1")
         if shared is None:
             scheme = positions.make(self.position, self.site(), name="position")
             carry = scheme.init_carry(x.shape[0]) if carry is None else carry

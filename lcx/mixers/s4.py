@@ -29,7 +29,6 @@ class S4(S4d):
     start: str = "legs"
     kernel_length: int | None = None
 
-    split_twice: ClassVar[bool] = False
     paper: ClassVar[str] = "arXiv:2111.00396"
     examples: ClassVar[tuple[dict, ...]] = (
         dict(state_dim=6), dict(num_heads=2, state_dim=4, kernel_length=40))

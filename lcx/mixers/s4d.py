@@ -39,7 +39,6 @@ class S4d(LtiMixer):
     start: str = "lin"
     steps: tuple[float, float] = (0.001, 0.1)
 
-    split_twice: ClassVar[bool] = False
     paper: ClassVar[str] = "arXiv:2206.11893"
     examples: ClassVar[tuple[dict, ...]] = (
         dict(state_dim=8), dict(num_heads=2, state_dim=6, start="legs"))

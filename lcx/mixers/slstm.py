@@ -34,7 +34,6 @@ class Slstm(NonlinearMixer):
     conv_window: int = 4
     depth_ratio: float = 0.0
 
-    split_twice: ClassVar[bool] = False
     paper: ClassVar[str] = "arXiv:2405.04517"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(num_heads=2, conv_window=0, depth_ratio=0.5))
     nothing: ClassVar[tuple[float, ...]] = (0.0, 0.0, 0.0, -1e30)  # output, c, n, m

@@ -32,12 +32,15 @@ class Layer(nn.Module):
         mixer = mixers.make(self.mixer, position=self.position, width=self.width,
                             train_length=self.train_length, output_scale=self.output_scale,
                             name="mixer")
-        y, state = mixer(RmsNorm(name="mixer_norm")(x), seq, state, shared)
-        x = shard(x + y, "batch length _")
+        # Channels stay whole between the parts of a layer, forwards and backwards: left free, XLA
+        # split them by a mixer's own heads and, on a mesh over both fsdp and tensor, got it wrong.
+        seen = shard(RmsNorm(name="mixer_norm")(x), "batch length width")
+        y, state = mixer(seen, seq, state, shared)
+        x = shard(x + y, "batch length width")
         if self.mlp is not None:
             mlp = lookup.build(MLPS, self.mlp, width=self.width, output_scale=self.output_scale,
                                name="mlp")
-            x = shard(x + mlp(RmsNorm(name="mlp_norm")(x)), "batch length _")
+            x = shard(x + mlp(RmsNorm(name="mlp_norm")(x)), "batch length width")
         return x, state
 
 
