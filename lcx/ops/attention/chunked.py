@@ -1,7 +1,8 @@
 """Softmax attention over chunks of queries: memory linear in T for every bias and transport.
 
 Each chunk of queries meets all keys at once, so even a bias that reads the whole row (CoPE) works
-unchanged. Chunks are recomputed in the backward pass; nothing of size [T,S] is ever held.
+unchanged; under a window it meets the keys of its window and the sinks alone, so that time is
+linear in T too. Chunks are recomputed in the backward pass; nothing of size [T,S] is ever held.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import jax
 
 from lcx import lanes as L
 from lcx.ops import endpoint, pairs
-from lcx.ops.attention import reference
+from lcx.ops.attention import local, reference
 
 CHUNK = 128
 
@@ -20,13 +21,19 @@ def attend(queries: pairs.Queries, keys: pairs.Keys, lanes: L.Lanes, *, rotary_d
     """As `reference.attend`, one chunk of queries after another: [B,T,H,V], wide."""
     queries, keys, lanes = mapped_once(queries, keys, lanes, rotary_dim)
 
+    def near(part, keys, temperature):
+        return reference.attend(part, keys, lanes.replace(temperature=temperature),
+                                rotary_dim=rotary_dim, scale=scale, **options)
+
     def tile(tokens, first):
         part, temperature = tokens
         part = part.replace(seq=part.seq.replace(length=queries.seq.length),
                             slot=queries.slot + first)
-        return reference.attend(part, keys, lanes.replace(temperature=temperature),
-                                rotary_dim=rotary_dim, scale=scale, **options)
+        return near(part, keys, temperature)
 
+    cut = local.plan(queries, keys, lanes, chunk=chunk or CHUNK, **options)
+    if cut is not None:
+        return local.over_windows(near, queries, keys, lanes.temperature, **cut)
     tokens = queries.replace(seq=queries.seq.replace(length=None), slot=None)
     return pairs.over_queries(tile, (tokens, lanes.temperature), chunk or CHUNK)
 

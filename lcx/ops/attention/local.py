@@ -1,4 +1,4 @@
-"""Queries beside the few keys before them: a row cut into windows that become rows of their own."""
+"""Queries beside the few keys before them: a row cut into windows, in turn or as further rows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lcx import lanes as L
 from lcx.ops import pairs
 
 
@@ -42,6 +43,80 @@ def windows(queries: pairs.Queries, keys: pairs.Keys, rows: Any, size: int
         return out.reshape(batch, count * size, *out.shape[2:])[:, :length]
 
     return queries, keys, jax.tree.map(lambda a: cut(a, 0), rows), joined
+
+
+def plan(queries: pairs.Queries, keys: pairs.Keys, lanes: L.Lanes, *, chunk: int, causal: bool,
+         window: int | None, sinks: int = 0, pattern: Callable | None = None,
+         **others) -> dict[str, int] | None:
+    """What `over_windows` is told where a query needs no key but those of its window and its
+    document's sinks, and that is less than all; else None. For whole rows: the continuation of a
+    stream has a cache as short as its window."""
+    if window is None or not causal or pattern is not None:
+        return None
+    if sinks and (isinstance(lanes.transport, L.Householder) or lanes.logits is not None):
+        return None  # they read what lies between a sink and the window
+    length = queries.query.shape[1]
+    if not (isinstance(queries.slot, int) and queries.slot == 0 and keys.key.shape[1] == length):
+        return None
+    size = max(chunk, -(-(window - 1) // 4))  # so that the windows hold a key at most six times
+    back = -(-(window - 1) // size) * size
+    return dict(size=size, back=back, sinks=sinks) if back + size < length else None
+
+
+def over_windows(run: Callable, queries: pairs.Queries, keys: pairs.Keys, rows: Any, *, size: int,
+                 back: int, sinks: int = 0) -> jax.Array:
+    """run(queries, keys, rows) for every `size` queries with the last back + size keys up to them.
+
+    queries and keys [B,T,...] of the same tokens, in the order of arrival; rows: further arrays
+    [B,T,...] of the queries; back: a multiple of size; run returns [B,size,...]. With `sinks`, the
+    first tokens of a window's document, where they lie before it, stand in front of its keys.
+    Returns [B,T,...]. Each window is recomputed in the backward pass; time and memory are linear
+    in T, forward and backward, because windows are cut before the loop and not in it.
+    """
+    batch, length = queries.query.shape[:2]
+    count = -(-length // size)
+    told, extra = queries.seq.length, count * size - length
+
+    def cut(a, back):  # [1 or B,back+count*size,...] -> [count,B,back+size,...]
+        parts = jnp.moveaxis(a.reshape(batch, -1, size, *a.shape[2:]), 1, 0)
+        parts = [parts[n:n + count] for n in range(back // size + 1)]
+        return jnp.concatenate(parts, 2)
+
+    def padded(a):  # padded queries repeat the last one
+        a = jnp.broadcast_to(a, (batch, *a.shape[1:]))
+        return jnp.pad(a, [(0, 0), (0, extra)] + [(0, 0)] * (a.ndim - 2), mode="edge")
+
+    keys = jax.tree.map(lambda a: jnp.broadcast_to(a, (batch, *a.shape[1:])), keys)
+    windows = jax.tree.map(lambda a: cut(a, back), _empty(keys, back, extra))
+    if sinks:
+        far = _sinks(keys, jnp.arange(count) * size - back, sinks)
+        windows = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 2), far, windows)
+    tokens = (queries.replace(seq=queries.seq.replace(length=None), slot=None), rows)
+    tokens = jax.tree.map(lambda a: cut(padded(a), 0), tokens)
+
+    def window(piece):
+        (part, rows), keys = piece
+        part = part.replace(seq=part.seq.replace(length=told), slot=sinks + back)
+        return run(part, keys, rows)
+
+    out = jnp.moveaxis(jax.lax.map(jax.checkpoint(window), (tokens, windows)), 0, 1)
+    return out.reshape(batch, count * size, *out.shape[3:])[:, :length]
+
+
+def _sinks(keys: pairs.Keys, first: jax.Array, sinks: int) -> pairs.Keys:
+    """The first tokens of the document that reaches into each window from before: keys [B,S,...],
+    first slot of each window [count] -> [count,B,sinks,...], empty where the window has them.
+
+    A query whose document starts inside its window finds them there; all others of the window
+    belong to the one document that holds its first slot.
+    """
+    within = jnp.maximum(first, 0)
+    place = (within - keys.seq.index[:, within])[..., None] + jnp.arange(sinks)  # [B,count,sinks]
+    outside = (place >= 0) & (place < first[:, None])
+    place = jnp.clip(place, 0, keys.key.shape[1] - 1)
+    far = jax.tree.map(lambda a: jnp.moveaxis(jax.vmap(lambda a, i: a[i])(a, place), 1, 0), keys)
+    order = jnp.where(jnp.moveaxis(outside, 1, 0), far.seq.order, -1)
+    return far.replace(seq=far.seq.replace(order=order))
 
 
 def behind(keys: pairs.Keys, size: int) -> pairs.Keys:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lcx import lanes as L
 from lcx.ops import endpoint, pairs
-from lcx.ops.attention import reference
+from lcx.ops.attention import local, reference
 
 CHUNK = 128
 
@@ -29,10 +29,10 @@ def attend(queries: pairs.Queries, keys: pairs.Keys, own: jax.Array, lanes: L.La
         value = endpoint.turn_values(value, keys.seq, lanes.value)
         own = endpoint.turn_values(own, queries.seq, lanes.value)
 
-    def tile(tokens, first):
-        part, temperature, own = tokens
-        part = part.replace(seq=part.seq.replace(length=queries.seq.length),
-                            slot=queries.slot + first)
+    keys = keys.replace(value=value)
+
+    def near(part, keys, rows):
+        temperature, own = rows
         logits, allowed = reference.logits(
             part, keys, lanes.replace(temperature=temperature), rotary_dim=rotary_dim,
             scale=scale, causal=True, window=window)
@@ -40,7 +40,7 @@ def attend(queries: pairs.Queries, keys: pairs.Keys, own: jax.Array, lanes: L.La
         kept = jnp.where(past, jax.nn.softplus(logits), 0.0)
         later = jnp.cumsum(kept[..., ::-1], axis=-1)[..., ::-1]  # of this key and all later ones
         weights = jnp.where(past, jnp.exp(jnp.where(past, logits, 0.0) - later), 0.0)
-        out = pairs.mixed(weights, value)
+        out = pairs.mixed(weights, keys.value)
         if isinstance(lanes.value, L.ValueTable):
             out += pairs.table_values(weights, part.seq, keys.seq, lanes.value)
         if remainder:  # prod_t (1 - sigmoid(z_it)), which 1 - sum would round away
@@ -48,8 +48,19 @@ def attend(queries: pairs.Queries, keys: pairs.Keys, own: jax.Array, lanes: L.La
             out += rest * pairs.repeat_heads(own, heads)
         return out
 
-    tokens = queries.replace(seq=queries.seq.replace(length=None), slot=None)
-    out = pairs.over_queries(tile, (tokens, lanes.temperature, own), chunk or CHUNK)
+    def tile(tokens, first):
+        part, *rows = tokens
+        part = part.replace(seq=part.seq.replace(length=queries.seq.length),
+                            slot=queries.slot + first)
+        return near(part, keys, rows)
+
+    rows = (lanes.temperature, own)
+    cut = local.plan(queries, keys, lanes, chunk=chunk or CHUNK, causal=True, window=window)
+    if cut is not None:
+        out = local.over_windows(near, queries, keys, rows, **cut)
+    else:
+        tokens = queries.replace(seq=queries.seq.replace(length=None), slot=None)
+        out = pairs.over_queries(tile, (tokens, *rows), chunk or CHUNK)
     if isinstance(lanes.value, L.ValueRotation):
         out = endpoint.turn_values(out, queries.seq, lanes.value, sign=-1)
     return out.astype(value.dtype)
