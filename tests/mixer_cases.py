@@ -34,9 +34,10 @@ def inputs(seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=(B, T, D)))
 
 
-def variables(mixer, seq):
+def variables(mixer, seq, relay=None):
     """Variables in float64: the scheme's own numbers, and parameters drawn at random."""
-    init = lambda: nn.unbox(mixer.init(jax.random.key(1), inputs(), seq))
+    init = lambda: nn.unbox(mixer.init(jax.random.key(1), inputs(), seq, relay=relay,
+                                       method="relayed"))
     rng = np.random.default_rng(2)
     draw = lambda p: jnp.asarray(0.4 * rng.normal(size=p.shape))
     numbers = jax.jit(lambda: init().get("numbers", {}))()  # the draws of init are never compiled

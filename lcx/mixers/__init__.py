@@ -85,6 +85,16 @@ class Mixer(nn.Module):
         """Mix tokens x [B,T,D]; `state` continues a stream; `shared` lanes replace the scheme's."""
         raise NotImplementedError
 
+    def empty_relay(self, x: jax.Array) -> Any:
+        """What layers of this kind hand up the depth of a model, before the first of them: arrays
+        of the tokens x [B,T,D] of one call, which no stream keeps; None: nothing. Unbound."""
+        return None
+
+    def relayed(self, x: jax.Array, seq: Sequence, state: Any = None, shared: Lanes | None = None,
+                relay: Any = None) -> tuple[jax.Array, Any, Any]:
+        """`__call__`, told what the layers of its kind below hand on; returns what it hands on."""
+        return *self(x, seq, state, shared), relay
+
     def init_state(self, batch: int, max_length: int, dtype=jnp.float32) -> Any:
         """Fixed buffers for a stream of up to `max_length` tokens. For an unbound module."""
         raise NotImplementedError

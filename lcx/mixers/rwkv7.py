@@ -9,13 +9,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, token_before
 from lcx.mixers.delta_family import DeltaMixer
 from lcx.ops import conv
+from lcx.sharding import shard
 from lcx.types import wide
+
+
+@struct.dataclass
+class FirstValue:
+    """Values [B,T,D] of the first layer of the kind, and whether there has been one, a bool."""
+
+    value: jax.Array
+    known: jax.Array
 
 
 class Rwkv7(DeltaMixer):
@@ -27,24 +37,28 @@ class Rwkv7(DeltaMixer):
     sigmoid(G_1 x); kappa is the unit vector of k * k_k by head, and k then becomes
     k (1 + (a - 1) k_a). The output is W_o (g * (norm(o) + (r . (r_k * k)) v)), with a group norm
     per head (eps 64e-5, gain and bias). A scheme's transports and biases act first: "S_{t-1}" is
-    the memory as the scheme hands it on. Each layer mixes its own values, as the first layer of
-    the published model; the blend of later layers with the first one's values needs a channel
-    between layers that models here do not have.
+    the memory as the scheme hands it on. In a model of several layers of this kind all but the
+    first mix v + s (v_first - v) in place of v, v_first the first layer's own, with s =
+    sigmoid(s_0 + V_2 V_1 x) of the blended x of v; the first layer has the weights of s too, and no
+    use for them.
 
-    ranks: of W, A and G, 2.5 sqrt(width) twice and 5 sqrt(width) in multiples of 32 if None;
-    layer and num_layers: which layer it is, from 0, read by the published initial values only.
-    W_o, W_1, A_1 and G_1 start at zero. w_0 is "decay_bias", a_0 "rate_bias", mu "blend_scale",
-    k_k "removal_scale", k_a "key_scale", r_k "bonus_scale": names that no weight decay touches.
+    ranks: of W, A, G and V: 2.5, 2.5, 5 and 1.7 sqrt(width) in multiples of 32 if None;
+    value_residual: whether this layer gives and takes v_first; layer and num_layers: which layer it
+    is, from 0, read by the published initial values only.
+    W_o, W_1, A_1, G_1 and V_1 start at zero. w_0 is "decay_bias", a_0 "rate_bias", s_0
+    "share_bias", mu "blend_scale", k_k "removal_scale", k_a "key_scale", r_k "bonus_scale": names
+    that no weight decay touches.
     """
 
     num_heads: int = 4
-    ranks: tuple[int, int, int] | None = None
+    ranks: tuple[int, int, int, int] | None = None
+    value_residual: bool = True
     layer: int = 0
     num_layers: int = 1
 
     paper: ClassVar[str] = "arXiv:2503.14456"
     examples: ClassVar[tuple[dict, ...]] = (
-        {}, dict(num_heads=2, ranks=(4, 6, 5), layer=2, num_layers=3))
+        {}, dict(num_heads=2, ranks=(4, 6, 5, 3), layer=2, num_layers=3))
 
     def site(self) -> Site:
         if self.width % self.num_heads:
@@ -53,9 +67,16 @@ class Rwkv7(DeltaMixer):
         return Site(self.num_heads, self.num_heads, dim, dim, self.width, self.train_length,
                     value_dim=dim)
 
-    @nn.compact
+    def empty_relay(self, x: jax.Array) -> FirstValue | None:
+        return FirstValue(jnp.zeros_like(x), jnp.zeros((), bool)) if self.value_residual else None
+
     def __call__(self, x: jax.Array, seq: Sequence, state: Any = None,
                  shared: Lanes | None = None) -> tuple[jax.Array, Any]:
+        return self.relayed(x, seq, state, shared)[:2]
+
+    @nn.compact
+    def relayed(self, x: jax.Array, seq: Sequence, state: Any = None, shared: Lanes | None = None,
+                relay: FirstValue | None = None) -> tuple[jax.Array, Any, FirstValue | None]:
         start = Start(self.width, self.width // self.num_heads, self.layer, self.num_layers)
         before, tail = token_before(x, seq, None if state is None else state.conv)
         blend = wide(self.param("blend_scale", nn.with_logical_partitioning(
@@ -66,7 +87,13 @@ class Rwkv7(DeltaMixer):
             "key", start.uniform(0.05), k)
         value = self._heads("value", start.uniform(0.5), v)
         ranks = self.ranks or tuple(
-            max(32, 32 * round(n * math.sqrt(self.width) / 32)) for n in (2.5, 2.5, 5.0))
+            max(32, 32 * round(n * math.sqrt(self.width) / 32)) for n in (2.5, 2.5, 5.0, 1.7))
+        if relay is not None and self.value_residual:
+            share = self._low("share", ranks[3], start, v) + self._vector("share_bias", start.share)
+            first = jnp.where(relay.known, relay.value, value.reshape(x.shape))
+            value = value + (nn.sigmoid(share) * (first.reshape(value.shape) - value)
+                             ).astype(value.dtype)  # the first layer's is its own, exactly
+            relay = FirstValue(shard(first, "batch length channels"), jnp.ones((), bool))
         decay = self._low("decay", ranks[0], start, w, jnp.tanh)
         decay = nn.sigmoid(decay + self._vector("decay_bias", start.decay))
         log_decay = -math.exp(-0.5) * decay
@@ -91,7 +118,7 @@ class Rwkv7(DeltaMixer):
         out = out + jnp.sum(wide(query) * bonus * key, -1, keepdims=True) * value
         out = Dense((self.width,), ("width",), ("heads", "head_dim"),
                     init=nn.initializers.zeros_init(), name="out")((out * gate).astype(x.dtype))
-        return out, state
+        return out, state, relay
 
     def init_state(self, batch: int, max_length: int, dtype=jnp.float32) -> Any:
         return self.empty_state(batch, self.site().value_dim,
@@ -121,14 +148,14 @@ class Start:
     def __init__(self, width: int, head_dim: int, layer: int, num_layers: int):
         n = np.arange(width)
         self.depth, self.left = layer / max(1, num_layers - 1), 1 - layer / num_layers
-        self.ramp, self.share = n / max(1, width - 1), n / width
+        self.ramp, self.place = n / max(1, width - 1), n / width
         middle = max(1, head_dim - 1) / 2
         self.zigzag = (n % head_dim - middle) / middle
         self.zigzag = self.zigzag * np.abs(self.zigzag)
 
     def blend(self, key, shape, dtype=jnp.float32):
         powers = np.array([0.2, 0.9, 0.7, 0.7, 0.9, 0.2])[:, None]  # of r, w, k, v, a, g
-        return jnp.asarray(1 - self.share ** (powers * self.left), dtype)
+        return jnp.asarray(1 - self.place ** (powers * self.left), dtype)
 
     def decay(self, key, shape, dtype=jnp.float32):
         slope = -6 + 6 * self.ramp ** (1 + self.depth**0.3)
@@ -141,12 +168,15 @@ class Start:
     def removal(self, key, shape, dtype=jnp.float32):
         return jnp.asarray(0.71 - 0.1 * (self.ramp - 0.5), dtype).reshape(shape)
 
+    def share(self, key, shape, dtype=jnp.float32):
+        return jnp.asarray(0.73 - 0.4 * (self.ramp - 0.5), dtype).reshape(shape)
+
     @staticmethod
     def constant(value: float):
         return nn.initializers.constant(value)
 
     def uniform(self, bound: float):
-        bound = bound / math.sqrt(len(self.share))
+        bound = bound / math.sqrt(len(self.place))
         return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
             key, shape, dtype, -bound, bound)
 

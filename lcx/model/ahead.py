@@ -33,7 +33,7 @@ class Ahead(nn.Module):
         both = jnp.concatenate([RmsNorm(name="state_norm")(x),
                                 RmsNorm(name="token_norm")(embedded)], -1)
         x = Dense((x.shape[-1],), ("width",), ("mlp",), name="join")(both)
-        x, _ = Layer(**self.layer, **self.common, name="layer")(x, seq, None, None)
+        x, *_ = Layer(**self.layer, **self.common, name="layer")(x, seq, None, None, {})
         return x, RmsNorm(name="final_norm")(x)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +18,8 @@ MLPS = "lcx.model.mlps"
 class Layer(nn.Module):
     """x + mixer(norm(x)), then x + mlp(norm(x)); [B,T,D] -> [B,T,D] and the mixer's next state.
 
-    mixer, position, mlp: component specs; mlp None leaves the second half out.
+    mixer, position, mlp: component specs; mlp None leaves the second half out. relays: what layers
+    below hand to those of their kind (`Mixer.relayed`), by kind; returned as this layer leaves it.
     """
 
     mixer: Any
@@ -28,20 +30,22 @@ class Layer(nn.Module):
     output_scale: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, seq, state: Any, shared: Any) -> tuple[jax.Array, Any]:
+    def __call__(self, x: jax.Array, seq, state: Any, shared: Any, relays: Mapping[str, Any]
+                 ) -> tuple[jax.Array, Any, Mapping[str, Any]]:
         mixer = mixers.make(self.mixer, position=self.position, width=self.width,
                             train_length=self.train_length, output_scale=self.output_scale,
                             name="mixer")
         # Channels stay whole between the parts of a layer, forwards and backwards: left free, XLA
         # split them by a mixer's own heads and, on a mesh over both fsdp and tensor, got it wrong.
         seen = shard(RmsNorm(name="mixer_norm")(x), "batch length width")
-        y, state = mixer(seen, seq, state, shared)
+        kind = lookup.file_name(type(mixer))
+        y, state, relay = mixer.relayed(seen, seq, state, shared, relays.get(kind))
         x = shard(x + y, "batch length width")
         if self.mlp is not None:
             mlp = lookup.build(MLPS, self.mlp, width=self.width, output_scale=self.output_scale,
                                name="mlp")
             x = shard(x + mlp(RmsNorm(name="mlp_norm")(x)), "batch length width")
-        return x, state
+        return x, state, {**relays, kind: relay}
 
 
 class Period(nn.Module):
@@ -52,15 +56,15 @@ class Period(nn.Module):
     policy: Any = None  # a checkpoint policy, "full" to keep nothing, None to keep everything
 
     @nn.compact
-    def __call__(self, x: jax.Array, states: Any, seqs: tuple, shared: tuple):
-        cls = Layer
+    def __call__(self, carry: tuple, states: Any, seqs: tuple, shared: tuple):
+        (x, relays), cls = carry, Layer
         if self.policy is not None:
             policy = None if self.policy == "full" else self.policy
             cls = nn.remat(Layer, policy=policy, prevent_cse=False)
         after = []
         for number, options in enumerate(self.layers):
             layer = cls(**options, **self.common, name=f"layer_{number}")
-            x, state = layer(x, seqs[number], None if states is None else states[number],
-                             shared[number])
+            x, state, relays = layer(x, seqs[number], None if states is None else states[number],
+                                     shared[number], relays)
             after.append(state)
-        return x, tuple(after)
+        return (x, relays), tuple(after)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from lcx import mixers, positions
+from lcx import lookup, mixers, positions
 from lcx.errors import ConfigError
 from lcx.lanes import Sequence
 from lcx.layers import RmsNorm
@@ -155,7 +155,18 @@ class LanguageModel(nn.Module):
             in_axes=(0, nn.broadcast, nn.broadcast), length=periods,
             metadata_params={nn.PARTITION_NAME: "depth"})
         body = scan(self.layers, self._common(), _POLICIES[self.remat], name="layers")
-        return body(x, states, seqs, shared)
+        (x, _), states = body((x, self._relays(x)), states, seqs, shared)
+        return x, states
+
+    def _relays(self, x) -> dict[str, Any]:
+        """What layers hand up the depth, by kind of mixer; nothing where a kind has one layer."""
+        found, periods = {}, self.depth // len(self.layers)
+        made = [self._mixer(number) for number in range(len(self.layers))]
+        kinds = [lookup.file_name(type(mixer)) for mixer in made]
+        for kind, mixer in zip(kinds, made):
+            if found.get(kind) is None:
+                found[kind] = mixer.empty_relay(x) if periods * kinds.count(kind) > 1 else None
+        return found
 
     def _placed(self, tokens, seq: Sequence, state) -> tuple[tuple[Sequence, ...], tuple]:
         """The sequence of each place in the pattern, and what reading the tokens remembers; each

@@ -9,6 +9,7 @@ import pytest
 from lcx import lanes as L
 from lcx import mixers
 from lcx.errors import ConfigError
+from lcx.mixers.rwkv7 import FirstValue
 from lcx.train.decay import decayed
 from tests import mixer_cases as cases
 from tests.mixer_cases import B, D, T, conv, sigmoid, silu, softplus
@@ -24,20 +25,28 @@ def heads(a):
     return a.reshape(B, T, H, -1)
 
 
-def test_rwkv7_is_the_published_time_mixing(x64):
-    mixer, seq = cases.build(dict(name="rwkv7", num_heads=H, ranks=(3, 4, 5))), cases.packed()
-    found, x = cases.variables(mixer, seq), cases.inputs()
+@pytest.mark.parametrize("first", [False, True])
+def test_rwkv7_is_the_published_time_mixing(first, x64):
+    """Also where the values of a layer below are given."""
+    mixer, seq = cases.build(dict(name="rwkv7", num_heads=H, ranks=(3, 4, 5, 6))), cases.packed()
+    x, v_first = cases.inputs(), cases.inputs(seed=5)
+    relay = FirstValue(v_first, jnp.asarray(True)) if first else None
+    run = lambda found: mixer.apply(found, x, seq, None, None, relay, method="relayed")
+    found = cases.variables(mixer, seq, relay)
     p, plain = layer(found), np.asarray(x)
     before = np.zeros_like(plain)
     for t in range(1, T):
         before[:, t] = 0.0 if cases.starts()[t] else plain[:, t - 1]
     r, w, k, v, a, g = (plain + (before - plain) * mu for mu in p["blend_scale"])
     into = lambda name, x: x @ p[name]["kernel"].reshape(x.shape[-1], -1)
-    vector = lambda name: p[name].reshape(-1)
+    vector, shifted = lambda name: p[name].reshape(-1), v
     r, k, v = into("query", r), into("key", k), into("value", v)
     w = sigmoid(vector("decay_bias") + into("decay", np.tanh(into("decay_in", w))))
     w = np.exp(-w / np.e**0.5)
     a = sigmoid(vector("rate_bias") + into("rate", into("rate_in", a)))
+    if first:
+        share = sigmoid(vector("share_bias") + into("share", into("share_in", shifted)))
+        v = v + share * (np.asarray(v_first) - v)
     g = into("gate", sigmoid(into("gate_in", g)))
     kappa = heads(k * vector("removal_scale"))
     kappa = kappa / np.linalg.norm(kappa, axis=-1, keepdims=True)
@@ -56,7 +65,7 @@ def test_rwkv7_is_the_published_time_mixing(x64):
                 bonus = (r[at] * k[at] * p["bonus_scale"][h]).sum()
                 out[at] = y + p["norm_bias"][h] + bonus * v[at]
     wanted = (out.reshape(B, T, D) * g) @ p["out"]["kernel"].reshape(D, D)
-    np.testing.assert_allclose(mixer.apply(found, x, seq)[0], wanted, atol=1e-11)
+    np.testing.assert_allclose(run(found)[0], wanted, atol=1e-11)
 
 
 @pytest.mark.parametrize("bound", [None, -5.0])
@@ -115,6 +124,11 @@ def test_initial_values_of_rwkv7():
     faded = decayed(boxed["params"])
     assert faded["query"]["kernel"] and not any(faded[name] for name in flat)
     assert not p["out"]["kernel"].any() and not p["decay_in"]["kernel"].any()
+    seq = L.sequence(1, 2)
+    relay = mixer.empty_relay(x)
+    p2 = nn.unbox(mixer.init(jax.random.key(0), x, seq, relay=relay, method="relayed")["params"])
+    np.testing.assert_allclose(np.ravel(p2["share_bias"])[[0, D - 1]], [0.93, 0.53], rtol=1e-6)
+    assert not p2["share_in"]["kernel"].any() and p2["share"]["kernel"].shape == (32, 4, 4)
     wide = p["decay"]["kernel"].reshape(-1, 64)  # rank 32: max(32, 2.5 sqrt(64) to 32s)
     np.testing.assert_allclose(wide @ wide.T, 0.01 * np.eye(32), atol=1e-6)
     for name, bound in (("query", 0.5), ("key", 0.05)):

@@ -15,6 +15,7 @@ import pytest
 
 from lcx import lanes as L
 from lcx import mixers
+from lcx.mixers.rwkv7 import FirstValue
 
 pytestmark = pytest.mark.parity
 WIDTH, LENGTH, HEADS, K = 24, 19, 3, 8
@@ -39,21 +40,26 @@ def torch64(transformers, monkeypatch):
     return lift
 
 
-def compare(error, name, reference, options, module, weights, call=None, width=WIDTH):
-    """The mixer beside a torch module; weights(params) -> {torch name: array}, linear in params."""
+def compare(error, name, reference, options, module, weights, call=None, width=WIDTH, relay=None):
+    """The mixer beside a torch module; weights(params) -> {torch name: array}, linear in params.
+
+    relay(x): what layers below hand to the mixer.
+    """
     import torch
 
     mixer = mixers.make(dict(name=name, **options), position="no_pe", width=width,
                         train_length=LENGTH)
     seq, rng = L.sequence(1, LENGTH), np.random.default_rng(0)
     x = rng.normal(size=(2, LENGTH, width))
-    shapes = jax.eval_shape(lambda: mixer.init(jax.random.key(0), jnp.asarray(x), seq))["params"]
+    told = dict(relay=relay and relay(x), method="relayed")
+    shapes = jax.eval_shape(lambda: mixer.init(jax.random.key(0), jnp.asarray(x), seq, **told))
+    shapes = shapes["params"]
     draw = lambda a: jnp.asarray(0.4 * rng.normal(size=a.value.shape))
     params = jax.tree.map(draw, shapes, is_leaf=lambda a: hasattr(a, "names"))
     functional = rng.normal(size=x.shape)
 
     def loss(params, x):
-        y = mixer.apply({"params": params}, x, seq)[0]
+        y = mixer.apply({"params": params}, x, seq, **told)[0]
         return jnp.sum(y * functional), y
 
     (_, y), (by_params, by_x) = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(
@@ -340,7 +346,9 @@ def test_comba(error, fla, x64):
     compare(error, "comba", "fla Comba", dict(num_heads=HEADS), module, weights)
 
 
-def test_rwkv7(error, torch64, x64, monkeypatch):
+@pytest.mark.parametrize("number", [0, 1])
+def test_rwkv7(error, torch64, x64, monkeypatch, number):
+    """Layer 1 is given the values of layer 0."""
     names = [f"fla.{name}" for name in (
         "layers.rwkv7", "modules.token_shift", "ops.rwkv7.fused_addcmul",
         "ops.rwkv7.fused_k_update", "ops.rwkv7.gate_output_correction",
@@ -358,15 +366,17 @@ def test_rwkv7(error, torch64, x64, monkeypatch):
     for name, twin in twins.items():
         monkeypatch.setattr(module, name, twin)
     layer = module.RWKV7Attention(
-        hidden_size=WIDTH, head_dim=K, layer_idx=0, num_hidden_layers=2, decay_low_rank_dim=4,
-        a_low_rank_dim=6, gate_low_rank_dim=5, norm_eps=64e-5 / K)
+        hidden_size=WIDTH, head_dim=K, layer_idx=number, num_hidden_layers=2,
+        decay_low_rank_dim=4, a_low_rank_dim=6, gate_low_rank_dim=5, v_low_rank_dim=3,
+        norm_eps=64e-5 / K)
 
     def weights(p):
         found = {f"x_{name}": row for name, row in zip("rwkvag", p["blend_scale"])}
         found |= {"k_k": p["removal_scale"].ravel(), "k_a": p["key_scale"].ravel()}
         for name, part in zip("rkv", ("query", "key", "value")):
             found[f"{name}_proj.weight"] = rows(p[part]["kernel"])
-        for name, part in (("w", "decay"), ("a", "rate"), ("g", "gate")):
+        low = [("w", "decay"), ("a", "rate"), ("g", "gate"), ("v", "share")]
+        for name, part in low[: 3 + number]:
             found[f"{name}_lora.lora.0.weight"] = rows(p[f"{part}_in"]["kernel"])
             found[f"{name}_lora.lora.2.weight"] = rows(p[part]["kernel"])
             if name != "g":
@@ -374,5 +384,10 @@ def test_rwkv7(error, torch64, x64, monkeypatch):
         return {**found, "r_k": p["bonus_scale"], "o_proj.weight": out_rows(p),
                 "g_norm.weight": p["norm_scale"].ravel(), "g_norm.bias": p["norm_bias"].ravel()}
 
-    compare(error, "rwkv7", "fla RWKV7Attention, layer 0",
-            dict(num_heads=HEADS, ranks=(4, 6, 5)), layer, weights)
+    import torch
+
+    first = np.random.default_rng(4).normal(size=(2, LENGTH, WIDTH))
+    compare(error, "rwkv7", f"fla RWKV7Attention, layer {number}",
+            dict(num_heads=HEADS, ranks=(4, 6, 5, 3)), layer, weights,
+            call=lambda module, x: module(x, v_first=torch.tensor(first)),
+            relay=(lambda x: FirstValue(first, True)) if number else None)
