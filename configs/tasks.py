@@ -18,7 +18,12 @@ STEPS = 4000
 POSITIONS = {"softmax": "rope", "selected": "rope"}
 BARE = ("based", "cosformer", "flash", "gau", "gla", "hgrn2", "lightning", "linear_attention",
         "norm_attention", "performer", "rebased", "retention")
-OPTIONS = {"flash": dict(group=16, gain_deviation=1.0)}  # several groups; weights that are not ~0
+OPTIONS = {
+    "flash": dict(group=16, gain_deviation=1.0),  # several groups; weights that are not ~0
+    "fixed_sparse": dict(num_heads=4, stride=8, columns=2, groups=2),  # half of a block sums it up
+    "performer": dict(num_heads=8, head_dim=8, num_features=64),  # few channels: a quieter kernel
+}
+DEPTH = {"short_conv": 6, "strided_sparse": 4}  # how many layers reach far enough; 2 for others
 
 
 def of_mixer(name):
@@ -26,7 +31,7 @@ def of_mixer(name):
     cls = lookup.find("lcx.mixers", name)
     heads = dict(num_heads=2) if "num_heads" in lookup.fields(cls) else {}
     default = "rope" if name in BARE else "no_pe"
-    spec = dict(name=name, **heads, **OPTIONS.get(name, {}))
+    spec = dict(name=name, **(heads | OPTIONS.get(name, {})))
     return spec, POSITIONS.get(cls.family, default)
 
 
@@ -37,7 +42,7 @@ def get_config(arg=None):
         raise ValueError(f"tasks has no '{task}'; choose {' or '.join(TASKS)}")
     config = base_config()
     model, data, train = config.experiment.model, config.experiment.data, config.experiment.train
-    model.width, model.depth, model.mlp = 64, 2, None
+    model.width, model.depth, model.mlp = 64, DEPTH.get(mixer, 2), None
     model.mixer, model.position = of_mixer(mixer or "attention")
     data.task = TASKS[task]
     data.train_length, data.batch_size = LENGTH[task], 64
@@ -56,4 +61,5 @@ def sweep(arg=None):
             yield {"experiment.data.task": TASKS[name],
                    "experiment.data.train_length": LENGTH[name],
                    "experiment.model.mixer": spec, "experiment.model.position": position,
+                   "experiment.model.depth": DEPTH.get(one, 2),
                    "runtime.label": name}
