@@ -178,8 +178,20 @@ def off(a, b):
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
+@pytest.fixture
+def untuned(monkeypatch):
+    """Triton kernels in their first configuration: to try them all takes minutes for each op."""
+    tuner = pytest.importorskip("triton.runtime.autotuner").Autotuner
+    start = tuner.__init__
+
+    def first_only(self, fn, arg_names, configs, *args, **kwargs):
+        start(self, fn, arg_names, configs[:1], *args, **kwargs)
+
+    monkeypatch.setattr(tuner, "__init__", first_only)
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_op(name):
+def test_op(name, untuned):
     torch = pytest.importorskip("torch")
     pytest.importorskip("fla")
     ours, names, naive, chunk = CASES[name]
