@@ -113,11 +113,14 @@ class Diagonal:
     *inside* the product (xPos, Wall), where a Separable bias fades the weight.
 
     increment [B,T,N,K] <= 0, zero at a segment's first token, of the leading K channels; rotation:
-    one that goes with it, where both channels of a pair fade alike; content: as in `Separable`.
+    one that goes with it, where both channels of a pair fade alike; basis: a fixed orthogonal map
+    of those channels, x [...,K] -> the same shape, that queries and keys take before all else
+    (hyperbolic HoPE), so that it is its coordinates that fade; content: as in `Separable`.
     """
 
     increment: jax.Array
     rotation: Rotation | None = None
+    basis: Callable | None = struct.field(pytree_node=False, default=None)
     content: bool = struct.field(pytree_node=False, default=False)
 
 

@@ -181,17 +181,21 @@ def video_rope(span: Span, start: float, stride: float = 2.0) -> tuple[np.ndarra
 # ---- axes (height, width), or one ---------------------------------------------------------------
 
 
-def rope_tie(span: Span, start: float) -> tuple[np.ndarray, float]:
-    """RoPE-Tie (kexue.fm/archives/10040): steps so large that an image ends at one id on both axes.
+def rope_tie(span: Span, start: float, whole: bool = True) -> tuple[np.ndarray, float]:
+    """RoPE-Tie (kexue.fm/archives/10040), scheme rope_tie: an image begins and ends at equal steps
+    from the text around it, on both axes.
 
-    Patch (i,j) from 1 has (L + i (w+1), L + j (h+1)) after text that ends at L; the next token has
-    L + (w+1)(h+1).
+    Patch (i,j) from 1 has (L + i s, L + j t) after text that ends at L, the next token L + (h+1) s
+    = L + (w+1) t. The smallest whole steps are s = w+1, t = h+1; whole=False: s = (hw+1)/(h+1) and
+    t = (hw+1)/(w+1), so that an image takes as many ids as it has patches. Two images need text
+    between them (a token each of their begin and end).
     """
     if isinstance(span, Text):
         return text(span, start, 2)
     height, width = image(span, "rope_tie")
-    steps = np.array([width + 1.0, height + 1.0])
-    return start - 1 + (1 + grid(height, width)) * steps, start - 1 + steps.prod()
+    behind = (height + 1.0) * (width + 1.0) if whole else height * width + 1.0
+    steps = behind / np.array([height + 1.0, width + 1.0])
+    return start - 1 + (1 + grid(height, width)) * steps, start - 1 + behind
 
 
 def rope_tie_v2(span: Span, start: float) -> tuple[np.ndarray, float]:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from lcx import lookup, positions
 from lcx.errors import ConfigError, Refusal, Unimplemented, did_you_mean
-from lcx.lanes import Lanes, Sequence, Site, sequence
+from lcx.lanes import Diagonal, FeatureMap, Lanes, Sequence, Site, sequence
 from lcx.types import wide_dtype
 
 PACKAGE = "lcx.mixers"
@@ -127,6 +127,10 @@ class Mixer(nn.Module):
 
         among: the lanes that it comes with, for a mixer that cannot honour some of them together.
         """
+        if isinstance(lane, Diagonal) and lane.basis is not None:  # a map of queries and keys, too
+            mapped = cls.supports.get(FeatureMap, Support())
+            if mapped.code == "R1":
+                return mapped
         for kind in (lane if isinstance(lane, type) else type(lane)).__mro__:
             if kind in cls.supports:
                 return cls.supports[kind]

@@ -108,6 +108,9 @@ class DeltaMixer(Mixer):
         self.sow("intermediates", "inner", dict(
             query=query, key=key, value=value, beta=beta, log_decay=log_decay, erase=erase,
             write=write, undecayed=undecayed))
+        seen = lambda a: None if a is None else endpoint.in_basis(lanes.transport, a)[1]
+        query, key, erase, write = map(seen, (query, key, erase, write))
+        lanes = lanes.replace(transport=endpoint.in_basis(lanes.transport)[0])
         if undecayed:
             log_decay = jnp.maximum(log_decay, _FORGOTTEN)
             gate = jnp.exp(-log_decay)

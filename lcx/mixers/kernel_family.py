@@ -55,7 +55,8 @@ class KernelMixer(LinearMixer):
         query = query * scale
         if lanes.temperature is not None:
             query = query * lanes.temperature.factor[..., None].astype(query.dtype)
-        transport, diagonal = lanes.transport, None
+        transport, query, key = endpoint.in_basis(lanes.transport, query, key)
+        diagonal = None
         if isinstance(transport, L.Diagonal):
             diagonal = L.Diagonal(power_increments(transport.increment, query.shape[-1],
                                                    self.coefficients))

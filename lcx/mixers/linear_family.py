@@ -146,14 +146,15 @@ class LinearMixer(Mixer):
         repeated = lambda a: pairs.repeat_heads(a, heads)
         before = (None, None) if state is None else (state.memory, state.total)
         plain = dict(options)  # for the normaliser, whose weights have no transport
-        turned, path, transport = (query, key), {}, lanes.transport
+        transport, *turned = endpoint.in_basis(lanes.transport, query, key)
+        path = {}
         if isinstance(transport, L.Diagonal):
             options["log_decay"] = channel_decay(options.get("log_decay"), transport, query)
             transport = transport.rotation
         match transport:
             case L.Rotation() | L.ContentRotation() | L.FeatureMap():
                 # equal to a rotation of the state: channels of a pair decay alike
-                turned = self._endpoints(query, key, seq, transport)
+                turned = self._endpoints(*turned, seq, transport)
             case L.Householder(vector, beta):
                 fits = lambda a: jnp.broadcast_to(repeated(a), (batch, *repeated(a).shape[1:]))
                 path = dict(erase=fits(vector), beta=fits(beta))
@@ -192,7 +193,8 @@ class LinearMixer(Mixer):
         """Near pairs one by one, far ones from a memory of what left the ring."""
         if log_decay is not None:
             lanes = self._gated(lanes, log_decay)
-        path = pairs.path_of(lanes.transport)
+        transport, query, key = endpoint.in_basis(lanes.transport, query, key)
+        lanes, path = lanes.replace(transport=transport), pairs.path_of(transport)
         total = pairs.integrals(lanes, None if state is None else state.ring.keys.total)
         keys = pairs.Keys(key, value, seq.replace(length=None), total, path)
         site, batch = self.site(), query.shape[0]
@@ -223,12 +225,13 @@ class LinearMixer(Mixer):
         run = lambda query, key, value, gates: toeplitz_attention(
             query, pairs.repeat_heads(key, heads), pairs.repeat_heads(value, heads),
             jnp.exp(sum(static)), log_decay=gates, start=starts, block=self.chunk or _CHUNK)
-        turned, channels, transport = (query, key), gates, lanes.transport
+        transport, *turned = endpoint.in_basis(lanes.transport, query, key)
+        channels = gates
         if isinstance(transport, L.Diagonal):
             channels = channel_decay(gates, transport, query)
             transport = transport.rotation
         if transport is not None:
-            turned = self._endpoints(query, key, seq, transport)
+            turned = self._endpoints(*turned, seq, transport)
         out = run(*turned, endpoint.turn_values(value, seq, lanes.value), channels)
         out = endpoint.turn_values(out, seq, lanes.value, sign=-1)
         if eps is not None:

@@ -102,7 +102,8 @@ class Linformer(Mixer):
         if self.chunk is not None:
             options["chunk"] = self.chunk
         before = (None, None) if state is None else (state.keys, state.values)
-        transport, decay = lanes.transport, None
+        transport, query, key = endpoint.in_basis(lanes.transport, query, key)
+        decay = None
         if isinstance(transport, L.Diagonal):
             decay = channel_decay(None, transport, query)
             transport = transport.rotation

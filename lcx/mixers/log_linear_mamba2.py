@@ -68,7 +68,7 @@ class LogLinearMamba2(Mamba2):
         if self.chunk is not None:
             options["chunk"] = self.chunk
         repeated = lambda a: pairs.repeat_heads(a, query.shape[2])
-        transport = lanes.transport
+        transport, query, key = endpoint.in_basis(lanes.transport, query, key)
         if isinstance(transport, L.Diagonal):
             options["log_decay"] = channel_decay(options["log_decay"], transport, query)
             transport = transport.rotation

@@ -76,7 +76,8 @@ class VectorMixer(LinearMixer):
                                           (batch, length, heads, *a.shape[3:]))
         fade = sum((wide(bias.increment)[..., None] for bias in lanes.bias),
                    jnp.zeros((1, 1, 1, 1), wide_dtype()))  # the scheme's own
-        transport, options, turns, erases = lanes.transport, {}, {}, {}
+        transport, query, key = endpoint.in_basis(lanes.transport, query, key)
+        options, turns, erases = {}, {}, {}
         if isinstance(transport, L.Diagonal):
             fade = fade + channel_decay(None, transport, query)
             transport = transport.rotation
@@ -126,14 +127,15 @@ class VectorMixer(LinearMixer):
 
     def _gated(self, lanes: L.Lanes, log_decay) -> L.Lanes:
         """The mixer's own gates, which need not be arrays yet, as a part of the transport."""
-        transport, rotation = lanes.transport, lanes.transport
+        transport, rotation, basis = lanes.transport, lanes.transport, None
         if isinstance(log_decay, jax.Array):  # the floor of ops.linear: -inf has no integral
             log_decay = jnp.maximum(log_decay, math.log(jnp.finfo(log_decay.dtype).tiny))
         if isinstance(transport, L.Diagonal):
-            rotation = transport.rotation
+            rotation, basis = transport.rotation, transport.basis
             if isinstance(log_decay, jax.Array):
                 log_decay = log_decay + channel_decay(None, transport, log_decay)
-        gated = L.Diagonal(log_decay) if rotation is None else Untied(log_decay, rotation)
+        gated = (L.Diagonal(log_decay, basis=basis) if rotation is None
+                 else Untied(log_decay, rotation))
         return lanes.replace(transport=gated)
 
     def empty_state(self, batch: int, max_length: int, value_heads: int, value_dim: int, dtype):

@@ -35,6 +35,20 @@ def mapped(queries: Any, keys: Any, transport, rotary_dim: int) -> tuple[jax.Arr
     raise NotImplementedError(f"{type(transport).__name__} is no map of single tokens")
 
 
+def in_basis(transport, *vectors: jax.Array) -> tuple[Any, ...]:
+    """A transport without its basis, and vectors [...,K] of tokens in that basis: the coordinates
+    that a `Diagonal` fades. Of any other transport, all as they are."""
+    if not isinstance(transport, L.Diagonal) or transport.basis is None:
+        return transport, *vectors
+    width = transport.increment.shape[-1]
+
+    def seen(x):
+        return jnp.concatenate([transport.basis(wide(x[..., :width])).astype(x.dtype),
+                                x[..., width:]], -1)
+
+    return transport.replace(basis=None), *map(seen, vectors)
+
+
 def amplified(query: jax.Array, rotation: L.Rotation) -> jax.Array:
     """The factor g of cos and sin on both sides, as g^2 on the rotated channels of the query."""
     if rotation.amplitude is None:

@@ -87,7 +87,7 @@ def scores(queries: Queries, keys: Keys, transport, rotary_dim: int) -> jax.Arra
 
     A transport acts on the leading `rotary_dim` channels; the rest is compared as it is.
     """
-    query, key = queries.query, keys.key
+    transport, query, key = endpoint.in_basis(transport, queries.query, keys.key)
     match transport:
         case None:
             return inner(query, key)
@@ -97,7 +97,8 @@ def scores(queries: Queries, keys: Keys, transport, rotary_dim: int) -> jax.Arra
             return _piecewise(queries, keys, transport, rotary_dim)
         case L.Diagonal():
             if transport.rotation is not None:
-                query, key = endpoint.mapped(queries, keys, transport.rotation, rotary_dim)
+                query, key = endpoint.mapped(queries.replace(query=query), keys.replace(key=key),
+                                             transport.rotation, rotary_dim)
             width, heads = transport.increment.shape[-1], query.shape[2]
             decayed = decayed_scores(
                 wide(query[..., :width]), wide(repeat_heads(key[..., :width], heads)),

@@ -22,8 +22,11 @@ class Floater(Position):
 
     h(t, p) = W2 [relu(W1 [p, t] + b1), t] + b2 with Xavier-normal W, one token is 0.01 of time, and
     RK4 takes `substeps` steps per token: as in the authors' code (github.com/xuanqing94/FLOATER,
-    read), which adds three such trajectories per layer as biases of q, k and v instead, and solves
-    anew only every 400th update with a stale gradient in between; here each step solves.
+    read). That code also has a form per layer: one h for the whole model, a p(0) for each layer and
+    each of q, k and v, which the trajectories are added to; it solves anew only every 400th update,
+    with a stale gradient in between. It is not here: only mixers with projections of all three have
+    a place for it, and one h for all layers with a start for each is neither a scheme per layer
+    nor one shared by them (layers do not know their number).
     h = 0: one vector for all positions. rows: ids that are solved for, 8 x train_length if None;
     those beyond train_length lie outside the trained interval. Outside of rows: as `learned`.
     """

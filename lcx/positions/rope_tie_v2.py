@@ -1,14 +1,13 @@
-"""RoPE-Tie-v2: rows and columns share one ladder in turns, so that text is plain RoPE."""
+"""RoPE-Tie-v2: RoPE-Tie, over ids of unit steps that take no more room than the patches."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from lcx.lanes import Rotation, Sequence
-from lcx.positions.rope import Rope
+from lcx.positions.rope_tie import RopeTie
 
 
-class RopeTieV2(Rope):
+class RopeTieV2(RopeTie):
     """RoPE-Tie-v2, or RoPE-TV (kexue.fm/archives/10352; HunyuanImage-3): pairs 0, 2, 4, ... of one
     ladder turn with axis 0 of the id (the row), pairs 1, 3, 5, ... with axis 1 (the column).
 
@@ -18,8 +17,3 @@ class RopeTieV2(Rope):
     """
 
     paper: ClassVar[str] = "https://kexue.fm/archives/10352"
-    examples: ClassVar[tuple[dict, ...]] = ({},)
-
-    def rotation(self, seq: Sequence) -> Rotation:
-        axis = tuple(m % 2 for m in range(self.width // 2))
-        return super().rotation(seq).replace(axis=axis)

@@ -83,6 +83,20 @@ def test_rope_tie_goldens():
     assert ids[12].tolist() == [18, 18] and offset == 19 - 13
 
 
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("height, width", [(2, 4), (5, 3), (4, 4)])
+def test_rope_tie_is_symmetric_around_an_image(height, width, whole):
+    """Equal steps from the text before to the first patch and from the last one to the text."""
+    ids, offset = position_ids([Text(3), Image(height, width), Text(2)], "rope_tie", whole=whole)
+    first, last = ids[3] - ids[2], ids[-2] - ids[-3]
+    np.testing.assert_allclose(first, last)
+    taken = (height + 1) * (width + 1) - 1 if whole else height * width
+    np.testing.assert_allclose(ids[-2], 2 + taken + 1)
+    assert offset == pytest.approx(taken - height * width)
+    if whole:
+        assert first.tolist() == [width + 1, height + 1]
+
+
 def test_rope_tie_v2_goldens():
     ids, offset = position_ids([Text(3), Image(2, 4), Text(1)], "rope_tie_v2")
     assert ids[3].tolist() == [6, 5] and ids[10].tolist() == [7, 8]
@@ -119,7 +133,7 @@ def test_grid_and_unknown_styles():
 def test_axes_goldens():
     assert axes("video_rope") == (1, 2) * 24 + (0,) * 16
     assert [axes("video_rope").count(a) for a in range(3)] == [16, 24, 24]
-    assert axes("rope_tie_v2", 8) == (0, 1, 0, 1)
+    assert axes("rope_tie", 8) == axes("rope_tie_v2", 8) == (0, 1, 0, 1)
     assert axes("rope_2d", 12) == (0, 0, 0, 1, 1, 1)
     assert axes("rope_3d", 16) == (0, 0, 0, 1, 1, 1, 2, 2)
     assert axes(dict(name="rope_3d", sections=(2, 3, 3)), 16) == (0, 0, 1, 1, 1, 2, 2, 2)
@@ -135,7 +149,7 @@ def spread(length, count, seed=4):
     ("rope_3d", 12, (0, 0, 1, 1, 2, 2), np.r_[theta(4), theta(4), theta(4)]),
     (dict(name="rope_3d", sections=(1, 2, 3), base=100.0), 12, (0, 1, 1, 2, 2, 2),
      np.r_[1, theta(4, 100.0), theta(6, 100.0)]),
-    ("rope_tie_v2", 8, (0, 1, 0, 1), theta(8)),
+    ("rope_tie", 8, (0, 1, 0, 1), theta(8)), ("rope_tie_v2", 8, (0, 1, 0, 1), theta(8)),
     ("video_rope", 16, (1, 2, 1, 2, 1, 2, 0, 0), theta(16)),
 ], ids=str)
 def test_rotations_of_several_axes_against_a_twin(spec, dim, axis, ladder, x64):
@@ -153,7 +167,7 @@ def test_rotations_of_several_axes_against_a_twin(spec, dim, axis, ladder, x64):
 
 @pytest.mark.parametrize("spec, like_rope", [
     ("m_rope", True), (dict(name="m_rope", arrangement="interleaved"), True), ("video_rope", True),
-    ("rope_tie_v2", True), ("rope_2d", False), ("rope_3d", False)], ids=str)
+    ("rope_tie", True), ("rope_tie_v2", True), ("rope_2d", False), ("rope_3d", False)], ids=str)
 def test_text_is_rope_where_the_axes_share_a_ladder(spec, like_rope, x64):
     q, k, _ = vectors(9, dim=32)
     plain = weights("rope", q, k, L.sequence(1, 9))

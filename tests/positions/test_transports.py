@@ -94,6 +94,66 @@ def test_wall_with_constant_gates_is_xpos_without_its_rotation(x64):
     np.testing.assert_allclose(got, softmax(score * DIM**-0.5), atol=1e-12)
 
 
+def boost(angle):
+    return np.array([[np.cosh(angle), np.sinh(angle)], [np.sinh(angle), np.cosh(angle)]])
+
+
+@pytest.mark.parametrize("options", [{}, dict(interleaved=False, learned=False, excess=0.25)])
+def test_hyperbolic_hope_boosts_pairs(options, x64):
+    """Identity P6: the paper's maps of q at i and k at j are two real decays, and no boost."""
+    few = 10  # cosh and sinh of absolute ids cancel: even float64 has no digit left at 18
+    query, key, x = vectors(few)
+    spec, damping = dict(name="hyperbolic_hope", **options), 1 + options.get("excess", 0.974077)
+    pairs = [(m, m + 4) if options else (2 * m, 2 * m + 1) for m in range(4)]
+    score = np.zeros((4, few, few))
+    for (a, b), rate in zip(pairs, theta(DIM)):
+        for i in range(few):
+            q = np.exp(-i * damping) * np.asarray(query)[0, i][:, [a, b]] @ boost(i * rate)
+            for j in range(i + 1):
+                k = np.exp(j * damping) * np.asarray(key)[0, j][:, [a, b]] @ boost(-j * rate)
+                score[:, i, j] += (q * k).sum(-1)
+    got = weights(spec, query, key, L.sequence(1, few), x)
+    np.testing.assert_allclose(got, softmax(score * DIM**-0.5), atol=1e-6)
+    (lane,) = speak(spec, L.sequence(1, 2))[0].values()
+    fades = np.sort(np.concatenate([damping - theta(DIM), damping + theta(DIM)]))
+    np.testing.assert_allclose(np.sort(-np.asarray(lane.increment)[0, 1, 0]), fades, atol=1e-6)
+    plain = np.asarray(lane.basis(jnp.eye(DIM)))
+    np.testing.assert_allclose(plain @ plain.T, np.eye(DIM), atol=1e-12)
+
+
+def test_hyperbolic_hope_is_safe_far_away(x64):
+    """cosh of an id overflows float32 from 88 on; the decays do not."""
+    query, key, _ = vectors(T)
+    seq = L.sequence(1, T, ids=1e5 + np.arange(float(T))[None, :, None])
+    spec = dict(name="hyperbolic_hope")
+    np.testing.assert_allclose(weights(spec, query, key, seq),
+                               weights(spec, query, key, L.sequence(1, T)), atol=1e-12)
+
+
+def test_lrpe_weighs_each_channel_by_a_cosine(x64):
+    """sum_m q_m k_m cos((i - j) f_m), one ladder over the channels of all heads."""
+    query, key, x = vectors(T)
+    rates = (1e4 ** (-2.0 * np.arange(4 * DIM) / (4 * DIM))).reshape(4, DIM)
+    wave = np.cos(distances()[:, :, None, None] * rates)
+    score = np.einsum("thk,shk,tshk->hts", np.asarray(query[0]), np.asarray(key[0]), wave)
+    got = weights("lrpe", query, key, L.sequence(1, T), x)
+    np.testing.assert_allclose(got, softmax(score * DIM**-0.5), atol=1e-6)  # float32 frequencies
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_lrpe_rope_divides_the_ladder_among_heads(fraction, x64):
+    query, key, _ = vectors(T)
+    pairs = int(DIM * fraction) // 2
+    rates = (1e4 ** (-2.0 * np.arange(4 * pairs) / (4 * DIM))).reshape(4, pairs)
+    score = np.concatenate([
+        turned(query[:, :, h:h + 1, :2 * pairs], key[:, :, h:h + 1, :2 * pairs],
+               distances()[..., None] * rates[h]) for h in range(4)])
+    score += np.einsum("thk,shk->hts", query[0, ..., 2 * pairs:], key[0, ..., 2 * pairs:])
+    spec = dict(name="lrpe_rope", fraction=fraction, interleaved=False)
+    got = weights(spec, query, key, L.sequence(1, T))
+    np.testing.assert_allclose(got, softmax(score * DIM**-0.5), atol=1e-9)
+
+
 def test_wall_survives_closed_gates(x64):
     """A gate that forgets all (log f = -1e4 a token) leaves each token itself, and no NaN."""
     query, key, x = vectors(T)

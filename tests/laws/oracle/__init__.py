@@ -23,7 +23,21 @@ def core(family: str, inner: dict, lanes: L.Lanes, seq: L.Sequence) -> np.ndarra
         (family, inner), = inner["core"].items()
     lanes = inner.get("lanes", lanes)
     inner = {key: _float(value) for key, value in inner.items() if key != "lanes"}
+    if isinstance(lanes.transport, L.Diagonal) and lanes.transport.basis is not None:
+        inner, lanes = _in_basis(inner, lanes)
     return importlib.import_module(f"{__name__}.{family}").core(inner, lanes, _numpy(seq))
+
+
+def _in_basis(inner: dict, lanes: L.Lanes) -> tuple[dict, L.Lanes]:
+    """Vectors of tokens in the coordinates that a diagonal transport fades."""
+    transport = lanes.transport
+    width = transport.increment.shape[-1]
+    matrix = np.asarray(transport.basis(np.eye(width)), np.float64)  # its rows: images of the axes
+    seen = lambda x: np.concatenate([x[..., :width] @ matrix, x[..., width:]], -1)
+    vectors = ("query", "key", "erase", "write", "far_query", "far_key")
+    inner = {name: seen(x) if name in vectors and x is not None else x
+             for name, x in inner.items()}
+    return inner, lanes.replace(transport=transport.replace(basis=None))
 
 
 class _Seq:
