@@ -5,9 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lcx.ops.conv import Modes, long, long_conv, mode_conv
+from lcx.ops.conv import Fft, Modes, Monarch, fourier, long, long_conv, mode_conv
 
 RNG = np.random.default_rng(0)
+
+
+def by_matrices(x, kernel, document=None):
+    return long_conv(x, kernel, document, Monarch)
 
 
 def loop(x, kernel, document):
@@ -31,7 +35,7 @@ def test_long_conv_never_reads_another_document(x64, length, bounds):
         document[0, bound:] += 1  # the second row is one document
     given = jnp.asarray(document) if bounds else None
     wanted = loop(x, kernel, document)
-    for run in (long_conv, long.naive):
+    for run in (long_conv, by_matrices, long.naive):
         np.testing.assert_allclose(run(jnp.asarray(x), jnp.asarray(kernel), given), wanted,
                                    atol=1e-11)
 
@@ -42,8 +46,40 @@ def test_long_conv_gradients_are_those_of_the_pairs(x64):
     for given in (None, document):
         loss = lambda run, given=given: jax.grad(
             lambda x, k: jnp.sum(jnp.sin(run(x, k, given))), argnums=(0, 1))(x, kernel)
-        for got, wanted in zip(loss(long_conv), loss(long.naive)):
-            np.testing.assert_allclose(got, wanted, atol=1e-11)
+        for run in (long_conv, by_matrices):
+            for got, wanted in zip(loss(run), loss(long.naive)):
+                np.testing.assert_allclose(got, wanted, atol=1e-11)
+
+
+@pytest.mark.parametrize("least", [1, 2, 5, 16, 22, 130, 4096])
+def test_transforms_hold_the_frequencies_of_the_definition(x64, least):
+    """Which ones, in its own order: half of them and their mirror images, each as it is defined."""
+    for kind in (Fft, Monarch):
+        transform = kind(least)
+        assert least <= transform.size <= 2 * least + 2
+        length = min(least, 40)
+        x = RNG.normal(size=(2, length, 3))
+        found = np.asarray(transform.spectrum(jnp.asarray(x), 1))
+        place = np.arange(transform.size // 2 + 1)
+        if kind is Monarch:
+            rows, columns = transform.rows, transform.columns
+            place = (np.arange(rows // 2 + 1)[:, None] + rows * np.arange(columns)).ravel()
+            assert set(place) | set(-place % transform.size) == set(range(transform.size))
+        for row, wanted in zip(found, x):
+            np.testing.assert_allclose(row, fourier.naive(wanted, transform.size)[place],
+                                       atol=1e-10)
+        first = length // 3
+        back = transform.signal(jnp.asarray(found), 1, first, length - first)
+        np.testing.assert_allclose(back, x[:, first:], atol=1e-12)
+
+
+def test_matrices_keep_float32_over_a_long_text():
+    """Dense products of up to hundreds of terms each: as near to the truth as a fast transform."""
+    x, kernel = (RNG.normal(size=(5000, 1)).astype(np.float32) for _ in range(2))
+    wanted = np.convolve(x[:, 0].astype(float), kernel[:, 0].astype(float))[:5000]
+    for run in (long_conv, by_matrices):
+        y = run(jnp.asarray(x)[None], jnp.asarray(kernel))[0, :, 0]
+        np.testing.assert_allclose(y, wanted, atol=3e-6 * np.abs(wanted).max())
 
 
 def test_long_conv_widens_what_is_narrow_and_says_what_does_not_fit():

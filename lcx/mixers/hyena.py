@@ -14,8 +14,7 @@ from flax import struct
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, ShortConv
-from lcx.mixers import CHUNKED, QUADRATIC
-from lcx.mixers.lti_family import SUPPORTS, LtiMixer, LtiState, without_state
+from lcx.mixers.lti_family import SUPPORTS, LtiMixer, LtiState, by_history
 from lcx.ops import conv
 from lcx.types import wide
 
@@ -40,7 +39,8 @@ class Hyena(LtiMixer):
     1.5 to ln(0.01) / 0.3, fixed; the MLP has sin(frequency a) with one frequency per hidden channel
     for all layers, starting at `frequency` (1; 14 in the authors' language models).
 
-    Decoding reads the whole history: the filter has no finite state.
+    Decoding reads the whole history: the filter has no finite state. transform: "fft", or "monarch"
+    for the convolutions of whole texts as products of dense matrices.
     """
 
     num_heads: int = 4
@@ -50,10 +50,11 @@ class Hyena(LtiMixer):
     bands: int = 1
     frequency: float = 1.0
     filter_length: int | None = None
+    transform: str = "fft"
 
     paper: ClassVar[str] = "arXiv:2302.10866"
-    forms: ClassVar[tuple[str, ...]] = (QUADRATIC, CHUNKED)
-    supports = without_state(SUPPORTS)
+    finite_state: ClassVar[bool] = False
+    supports = by_history(SUPPORTS)
     examples: ClassVar[tuple[dict, ...]] = (
         dict(filter_width=8), dict(num_heads=2, order=3, filter_width=6, filter_layers=1, bands=2))
 

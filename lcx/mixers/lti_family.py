@@ -9,17 +9,19 @@ K in arrival order, whatever their ids; lanes obey the ids.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from lcx import lanes as L
+from lcx import lookup
+from lcx.errors import ConfigError, did_you_mean
 from lcx.mixers import CHUNKED, QUADRATIC, STEP, Mixer, Support, refuses
 from lcx.ops import pairs
 from lcx.ops.attention import cache
-from lcx.ops.conv import ConvState, long_conv, short_conv, turned, weighed
+from lcx.ops.conv import ConvState, Fft, Monarch, long_conv, short_conv, turned, weighed
 from lcx.types import wide, wide_dtype
 
 ALL = (QUADRATIC, CHUNKED, STEP)
@@ -49,17 +51,18 @@ SUPPORTS = {
 }
 _AMPLITUDE = ("the rotation scales the query-key product (amplitude), and this mixer has none; "
               "choose a scheme without it")
+TRANSFORMS = {"fft": Fft, "monarch": Monarch}
 _CHUNK = 16  # queries whose pairs are weighed at once
 
 
-def without_state(supports) -> dict:
-    """The table of a mixer whose kernel has no state of fixed size: it streams by its history."""
-    def trim(support: Support) -> Support:
-        forms = tuple(form for form in support.forms if form != STEP)
+def by_history(supports) -> dict:
+    """The table of a mixer whose kernel has no state: a stream reads the inputs that it keeps."""
+    def widen(support: Support) -> Support:
+        forms = tuple(form for form in ALL if support.forms and form in (*support.forms, STEP))
         missing = {form: why for form, why in support.missing.items() if form != STEP}
         return Support(forms, missing, support.code, support.reason)
 
-    return {lane: trim(support) for lane, support in supports.items()}
+    return {lane: widen(support) for lane, support in supports.items()}
 
 
 class Kernel(Protocol):
@@ -88,10 +91,16 @@ class LtiState:
 
 
 class LtiMixer(Mixer):
-    """Shared by mixers whose core is a convolution with a kernel that is the same everywhere."""
+    """Shared by mixers whose core is a convolution with a kernel that is the same everywhere.
+
+    transform: the Fourier transform of whole texts, one of TRANSFORMS; a subclass may make it an
+    option. finite_state: whether the kernel has a state of fixed size.
+    """
 
     family = "lti"
     supports = SUPPORTS
+    transform = "fft"
+    finite_state: ClassVar[bool] = True
 
     @classmethod
     def support(cls, lane: Any, among: L.Lanes | None = None) -> Support:
@@ -110,7 +119,7 @@ class LtiMixer(Mixer):
         Raises Refusal or Unimplemented where the form that was asked for does not exist.
         """
         missing = [form for lane in lanes.values() for form in self.check_form(lane)]
-        return STEP not in self.forms or STEP in missing or self.form == QUADRATIC
+        return not self.finite_state or STEP in missing or self.form == QUADRATIC
 
     def convolve(self, value: jax.Array, kernel: Kernel, seq: L.Sequence, lanes: L.Lanes,
                  carry: Any, state: LtiState | None) -> tuple[jax.Array, LtiState | None]:
@@ -135,7 +144,7 @@ class LtiMixer(Mixer):
         wider = jax.tree.map(lambda a: jnp.concatenate([a] * turn.copies), kernel)
         if memory is None and self.form != STEP and (fade is None or not wider.scans):
             if fade is None:
-                out = _transformed(inputs, wider.taps(length), seq, starts, None)
+                out = self._transformed(inputs, wider.taps(length), seq, starts)
                 return turn.outputs(out, seq.ids), None
             return self._over_history(value, kernel, seq, lanes, step, starts, None)
         options = dict(form="recurrent" if self.form == STEP else "chunked")
@@ -163,16 +172,31 @@ class LtiMixer(Mixer):
         def by_transform():
             taps = kernel.taps(length) * jnp.exp(factor)
             wider = jnp.concatenate([taps] * turn.copies, axis=1)
-            out = _transformed(turn.inputs(value, seq.ids), wider, seq, starts, self.reach())
+            out = self._transformed(turn.inputs(value, seq.ids), wider, seq, starts)
             return turn.outputs(out, seq.ids)
 
         piecewise = isinstance(lanes.transport, L.Piecewise)
-        if memory is not None or self.form == QUADRATIC or piecewise:
+        if memory is not None or self.form in (QUADRATIC, STEP) or piecewise:
             return by_pairs(), memory
         even, factor = weighed.even_factor(lanes, step, starts, value.shape[1:])
         if not lanes.bias and not isinstance(lanes.transport, L.Diagonal):
             return by_transform(), None
         return jax.lax.cond(even, by_transform, by_pairs), None
+
+    def _transformed(self, inputs, taps, seq, starts):
+        document = None if seq.segment is None else jnp.cumsum(starts, axis=1)
+        reach = self.reach()
+        if reach is None:
+            return long_conv(inputs, taps, document, self._fourier())
+        flat = lambda a: a.reshape(*a.shape[:-2], -1)
+        near = jnp.pad(taps[:reach], [(0, max(0, reach - taps.shape[0]))] + [(0, 0)] * 2)
+        return short_conv(flat(inputs), flat(near[::-1]), segment=document)[0].reshape(inputs.shape)
+
+    def _fourier(self):
+        if self.transform not in TRANSFORMS:
+            raise ConfigError(f"transform '{self.transform}' of {lookup.file_name(type(self))}"
+                              + did_you_mean(self.transform, TRANSFORMS))
+        return TRANSFORMS[self.transform]
 
     def reach(self) -> int | None:
         """Tokens that the kernel reads, where they are few and always the same number."""
@@ -192,15 +216,6 @@ class LtiMixer(Mixer):
             copies = turned.Turn(_turning(lanes)).copies
             memory = jnp.zeros((batch, copies * shape[0], shape[1], modes, 2), wide_dtype())
         return LtiState(memory, conv, L.nothing_seen(batch, lanes.axes), carry)
-
-
-def _transformed(inputs, taps, seq, starts, reach):
-    document = None if seq.segment is None else jnp.cumsum(starts, axis=1)
-    if reach is None:
-        return long_conv(inputs, taps, document)
-    flat = lambda a: a.reshape(*a.shape[:-2], -1)
-    near = jnp.pad(taps[:reach], [(0, max(0, reach - taps.shape[0]))] + [(0, 0)] * 2)
-    return short_conv(flat(inputs), flat(near[::-1]), segment=document)[0].reshape(inputs.shape)
 
 
 def _rotation(lane) -> L.Rotation | None:

@@ -13,8 +13,7 @@ from flax import struct
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense
-from lcx.mixers import CHUNKED, QUADRATIC
-from lcx.mixers.lti_family import SUPPORTS, LtiMixer, LtiState, without_state
+from lcx.mixers.lti_family import SUPPORTS, LtiMixer, LtiState, by_history
 from lcx.types import wide
 
 
@@ -29,8 +28,8 @@ class ShortConv(LtiMixer):
     window: int = 3
 
     paper: ClassVar[str] = "arXiv:2511.23404"
-    forms: ClassVar[tuple[str, ...]] = (QUADRATIC, CHUNKED)
-    supports = without_state(SUPPORTS)
+    finite_state: ClassVar[bool] = False  # of its own: the cache holds `window` inputs
+    supports = by_history(SUPPORTS)
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(num_heads=2, window=5))
 
     def site(self) -> Site:

@@ -1,7 +1,8 @@
 """State spaces and long convolutions beside the authors' code, and LFM2's convolution.
 
 The authors' repositories are no packages: LCX_PARITY_SOURCES names a folder with their checkouts as
-owner/name (state-spaces/s4, state-spaces/mamba, HazyResearch/safari, NicolasZucchet/minimal-LRU);
+owner/name (state-spaces/s4, state-spaces/mamba, HazyResearch/safari, HazyResearch/m2,
+NicolasZucchet/minimal-LRU);
 without it those comparisons are skipped.
 """
 
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 
 from lcx import lanes as L
-from lcx import mixers
+from lcx import lookup, mixers
 from lcx.ops import hippo
 from lcx.ops.conv import Dplr
 
@@ -28,18 +29,18 @@ T, D = 24, 16
 
 @pytest.fixture
 def source():
-    """source(path, packages, stand_ins): a module of a checkout, alone of its repository; what it
-    imports for training only is replaced."""
+    """source(path, packages, inside, stand_ins): a module of a checkout, alone of its repository,
+    whose packages lie `inside` a folder of it; what it imports for training only is replaced."""
     root = os.environ.get("LCX_PARITY_SOURCES")
     if root is None:
         pytest.skip("LCX_PARITY_SOURCES names no folder of checkouts")
     before = set(sys.modules)
 
-    def load(path, packages=(), **stand_ins):
+    def load(path, packages=(), inside="", **stand_ins):
         path = Path(root, path)
         if not path.exists():
             pytest.skip(f"{path} is not there")
-        repository = Path(root, *path.relative_to(root).parts[:2])
+        repository = Path(root, *path.relative_to(root).parts[:2], inside)
         for name in packages:
             package = types.ModuleType(name)
             package.__path__ = [str(repository / name.replace(".", "/"))]
@@ -190,19 +191,78 @@ def test_hyena(source, beside):
     beside(dict(name="hyena", order=3, filter_width=8, bands=2), params, layer, "safari", 1e-6)
 
 
-@pytest.mark.parametrize("head_dim", [1, 2])
-def test_h3(source, beside, head_dim):
+@pytest.fixture
+def optim_module():
+    """The authors' base of modules, without what it tells their optimiser."""
     import torch
 
     class OptimModule(torch.nn.Module):
         def register(self, name, tensor, *_, **__):
             self.register_parameter(name, torch.nn.Parameter(tensor))
 
+    return OptimModule
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_monarch_mixer(source, beside, optim_module, residual):
+    module = source("HazyResearch/m2/bert/src/mm/monarch_mixer_sequence_mixer.py",
+                    ("src", "src.mm", "src.utils"), "bert",
+                    src__utils__train=dict(OptimModule=optim_module))
+    layer = randomised(module.MonarchMixerSequenceMixing(
+        D, l_max=T, hyena_emb_dim=5, hyena_filter_order=8, residual_long_conv=residual))
+    params = {"in": linear(layer.in_linear, 3, D), "conv": depthwise(layer.short_filter),
+              "out": linear(layer.out_linear, D)}
+    kinds = sys.modules["src.mm.hyena_utils"]
+    for name, theirs in (("filter", "filter_fn"), ("residual", "filter_fn2"))[:1 + residual]:
+        network = getattr(layer, theirs)
+        network.pos_emb.z.data = kinds.PositionalEmbedding(5, T).z.double()
+        network.pos_emb.t.data = kinds.PositionalEmbedding(5, T).t.double()
+        network.modulation.deltas.data = kinds.ExponentialModulation(D).deltas.double()
+        maps = [m for m in network.implicit_filter if hasattr(m, "weight")]
+        params[name] = dict(frequency=array(network.implicit_filter[1].freq)[0],
+                            out=array(maps[-1].weight).T.reshape(8, 1, 4, D // 4))
+        for n, layer_map in enumerate(maps[:-1]):
+            params[name] |= {f"kernel_{n}": array(layer_map.weight).T,
+                             f"bias_{n}": array(layer_map.bias)}
+        params[f"{name}_skip"] = array(network.bias).reshape(4, D // 4)
+    # the authors' positions are float32 numbers
+    beside(dict(name="monarch_mixer", filter_width=8, residual=residual), params,
+           lambda x: layer(x)[0], "m2", 1e-6)
+
+
+def test_block_diagonal_mlp(source, error, x64):
+    import torch
+
+    packages = ("src", "src.mm")
+    Linear = source("HazyResearch/m2/bert/src/mm/blockdiag_linear.py", packages,
+                    "bert").BlockdiagLinear
+    products = sys.modules["src.mm.blockdiag_multiply"]  # the quick one rounds to bfloat16
+    inward, outward = (randomised(Linear(*sizes, bias=bias, nblocks=4))
+                       for *sizes, bias in ((D, 48, False), (24, D, True)))
+    for layer in (inward, outward):
+        layer.forward_matmul = lambda x, layer=layer: products.blockdiag_multiply_reference(
+            x, layer.weight)
+    x = torch.tensor(np.random.default_rng(5).normal(size=(2, T, D)))
+    both = inward(x)  # as the authors' gated MLP, without its norm and residual
+    wanted = outward(torch.nn.functional.gelu(both[..., :24]) * both[..., 24:])
+    swapped = lambda layer: jnp.asarray(array(layer.weight)).swapaxes(1, 2)
+    params = dict(in_kernel=swapped(inward), out_kernel=swapped(outward),
+                  bias=jnp.asarray(array(outward.bias)))
+    mlp = lookup.build("lcx.model.mlps", dict(name="block_diagonal", hidden=24), width=D)
+    got = mlp.apply({"params": params}, jnp.asarray(array(x)))
+    error("mlp block_diagonal", "m2", "output", got, array(wanted), 1e-12)
+
+
+@pytest.mark.parametrize("head_dim", [1, 2])
+def test_h3(source, beside, optim_module, head_dim):
     import logging
+
+    import torch
+
     packages = ("src", "src.models", "src.models.sequence", "src.models.sequence.ssm", "src.ops",
                 "src.utils")
     module = source("HazyResearch/safari/src/models/sequence/h3.py", packages,
-                    src__utils__train=dict(OptimModule=OptimModule, get_logger=logging.getLogger))
+                    src__utils__train=dict(OptimModule=optim_module, get_logger=logging.getLogger))
     layer = randomised(module.H3(D, d_state=6, head_dim=head_dim, n_ssm=D // head_dim))
     shift, diagonal = layer.ssm_k_kernel.kernel, layer.kernel.kernel
     with torch.no_grad():  # the shift's input vector stays where it starts

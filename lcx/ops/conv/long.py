@@ -11,10 +11,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from lcx.ops.conv.fourier import Fft, Monarch
+
 BLOCK = 8  # tokens whose pairs are added one by one
 
 
-def long_conv(x: jax.Array, kernel: jax.Array, document: jax.Array | None = None) -> jax.Array:
+def long_conv(x: jax.Array, kernel: jax.Array, document: jax.Array | None = None,
+              transform: type[Fft] | type[Monarch] = Fft) -> jax.Array:
     """y_t = sum_s kernel[s] x_{t-s} over the tokens of t's own document, from its first.
 
     Args:
@@ -22,6 +25,7 @@ def long_conv(x: jax.Array, kernel: jax.Array, document: jax.Array | None = None
       kernel: [L,...C], L >= T; rows from T on are not read.
       document: [B,T] (or [1,T]) int, a number for each document of a row, in one piece each. None:
         a row is one document.
+      transform: of Fourier, which changes speed and memory but no result.
 
     Returns:
       y [B,T,...C], at least float32 (16-bit inputs are widened before the transform).
@@ -35,7 +39,9 @@ def long_conv(x: jax.Array, kernel: jax.Array, document: jax.Array | None = None
     x, kernel = x.astype(dtype), kernel[:length].astype(dtype)
     if length == 0:
         return x
-    return _whole(x, kernel) if document is None else _by_halves(x, kernel, document)
+    if document is None:
+        return _whole(x, kernel, transform)
+    return _by_halves(x, kernel, document, transform)
 
 
 def naive(x: jax.Array, kernel: jax.Array, document: jax.Array | None = None) -> jax.Array:
@@ -51,14 +57,14 @@ def naive(x: jax.Array, kernel: jax.Array, document: jax.Array | None = None) ->
     return jnp.sum(weights * x[:, None], axis=2)
 
 
-def _whole(x, kernel):
+def _whole(x, kernel, transform):
     length = x.shape[1]
-    size = _even_size(2 * length)
-    spectrum = jnp.fft.rfft(x, size, axis=1) * jnp.fft.rfft(kernel, size, axis=0)
-    return jnp.fft.irfft(spectrum, size, axis=1)[:, :length].astype(x.dtype)
+    fourier = transform(2 * length)
+    spectrum = fourier.spectrum(x, 1) * fourier.spectrum(kernel, 0)
+    return fourier.signal(spectrum, 1, 0, length).astype(x.dtype)
 
 
-def _by_halves(x, kernel, document):
+def _by_halves(x, kernel, document, transform):
     length = x.shape[1]
     padded = BLOCK
     while padded < length:
@@ -76,9 +82,9 @@ def _by_halves(x, kernel, document):
         crosses = one[0] == one[1]
         wide = lambda mask: mask.reshape(*mask.shape, *[1] * (x.ndim - 2))
         left = jnp.where(wide((owner[:, :, 0] == one[0]) & crosses), pieces[:, :, 0], 0.0)
-        spectrum = jnp.fft.rfft(left, 2 * half, axis=2)
-        spectrum = spectrum * jnp.fft.rfft(kernel[:2 * half], axis=0)
-        right = jnp.fft.irfft(spectrum, 2 * half, axis=2)[:, :, half:].astype(x.dtype)
+        fourier = transform(2 * half)
+        spectrum = fourier.spectrum(left, 2) * fourier.spectrum(kernel[:2 * half], 0)
+        right = fourier.signal(spectrum, 2, half, half).astype(x.dtype)
         right = jnp.where(wide(owner[:, :, 1] == one[1]), right, 0.0)
         added = jnp.stack([jnp.zeros_like(right), right], axis=2)
         out = out + added.reshape(out.shape)
@@ -96,19 +102,6 @@ def _inside_blocks(x, kernel, document):
         mask = mask.reshape(*mask.shape, *[1] * (x.ndim - 2))
         out = out + kernel[back] * jnp.where(mask, shift(x), 0.0)
     return out
-
-
-def _even_size(least: int) -> int:
-    """The next size whose only factors are 2, 3 and 5, which transforms handle quickly."""
-    size = least + least % 2
-    while True:
-        rest = size
-        for factor in (2, 3, 5):
-            while rest % factor == 0:
-                rest //= factor
-        if rest == 1:
-            return size
-        size += 2
 
 
 def _check_shapes(x, kernel, document) -> None:
