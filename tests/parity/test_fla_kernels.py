@@ -166,10 +166,13 @@ CASES = {
              first(lambda op, q, k, v, w, gates: op(q, k, v, w, gates.clamp(min=-1.0))))),
     "log-linear attention": (log_linear, "q k v g levels",
                              ("log_linear_attn.naive", "naive_log_linear_attn", plain),
-                             ("log_linear_attn", "chunk_log_linear_attn", first(plain))),
+                             ("log_linear_attn", "chunk_log_linear_attn", first(
+                                 lambda op, q, k, v, g, levels: op(q, k, v, g,
+                                                                   levels.to(q.dtype))))),
     "FoX": (forget, "q k v g", ("forgetting_attn", "naive_forgetting_attn", plain),
             ("forgetting_attn", "parallel_forgetting_attn", plain)),
-    "PaTH": (path, "q k v w beta", None, ("path_attn", "parallel_path_attn", first(plain))),
+    "PaTH": (path, "q k v w beta", None, ("path_attn", "parallel_path_attn", first(
+        lambda op, q, k, v, w, beta: op(q, k, v, w.float(), beta)))),
 }
 
 
