@@ -7,7 +7,6 @@ from typing import Any
 
 from lcx import lookup, mixers, positions
 from lcx.errors import ConfigError, did_you_mean
-from lcx.model.layer import MLPS
 from lcx.model.lm import _POLICIES, LanguageModel
 
 __all__ = ["LanguageModel", "build_model"]
@@ -49,8 +48,7 @@ def check(model: LanguageModel) -> list[str]:
     notes = []
     for number, layer in enumerate(model.layers):
         mixer = model._mixer(number)
-        if layer["mlp"] is not None:
-            lookup.build(MLPS, layer["mlp"], width=model.width, parent=None)
+        model._mlp(number)
         lanes, _ = mixer.structure()
         positions.make_embed(layer["position"], model.width, model.train_length,
                              vocab_size=model.vocab_size)

@@ -7,16 +7,26 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from flax import struct
 
 from lcx import lookup, mixers
 from lcx.layers import RmsNorm
+from lcx.model import mlps
 from lcx.sharding import shard
 
-MLPS = "lcx.model.mlps"
+MLPS = mlps.__name__
+
+
+@struct.dataclass
+class LayerState:
+    """What a stream remembers in one layer; mlp is None where each token is on its own."""
+
+    mixer: Any
+    mlp: Any = None
 
 
 class Layer(nn.Module):
-    """x + mixer(norm(x)), then x + mlp(norm(x)); [B,T,D] -> [B,T,D] and the mixer's next state.
+    """x + mixer(norm(x)), then x + mlp(norm(x)); [B,T,D] -> [B,T,D] and the next state.
 
     mixer, position, mlp: component specs; mlp None leaves the second half out. relays: what layers
     below hand to those of their kind (`Mixer.relayed`), by kind; returned as this layer leaves it.
@@ -39,12 +49,15 @@ class Layer(nn.Module):
         # split them by a mixer's own heads and, on a mesh over both fsdp and tensor, got it wrong.
         seen = shard(RmsNorm(name="mixer_norm")(x), "batch length width")
         kind = lookup.file_name(type(mixer))
-        y, state, relay = mixer.relayed(seen, seq, state, shared, relays.get(kind))
-        x = shard(x + y, "batch length width")
+        past = LayerState(None) if state is None else state
+        y, mixed, relay = mixer.relayed(seen, seq, past.mixer, shared, relays.get(kind))
+        x, after = shard(x + y, "batch length width"), None
         if self.mlp is not None:
             mlp = lookup.build(MLPS, self.mlp, width=self.width, output_scale=self.output_scale,
                                name="mlp")
-            x = shard(x + mlp(RmsNorm(name="mlp_norm")(x)), "batch length width")
+            y, after = mlps.run(mlp, RmsNorm(name="mlp_norm")(x), seq, past.mlp)
+            x = shard(x + y, "batch length width")
+        state = None if state is None else LayerState(mixed, after)
         return x, state, {**relays, kind: relay}
 
 

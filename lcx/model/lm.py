@@ -14,8 +14,8 @@ from lcx import lookup, mixers, positions
 from lcx.errors import ConfigError
 from lcx.lanes import Sequence
 from lcx.layers import RmsNorm
-from lcx.model import ahead
-from lcx.model.layer import Period
+from lcx.model import ahead, mlps
+from lcx.model.layer import MLPS, LayerState, Period
 from lcx.ops.loss import cross_entropy
 from lcx.sharding import shard
 from lcx.types import wide
@@ -85,7 +85,8 @@ class LanguageModel(nn.Module):
     def init_state(self, batch: int, max_length: int) -> ModelState:
         """Buffers for streams of up to `max_length` tokens. For an unbound model."""
         dtype = jnp.dtype(self.dtype)
-        one = tuple(self._mixer(number).init_state(batch, max_length, dtype)
+        one = tuple(LayerState(self._mixer(number).init_state(batch, max_length, dtype),
+                               mlps.init_state(self._mlp(number), batch, max_length, dtype))
                     for number in range(len(self.layers)))
         periods = self.depth // len(self.layers)
         stack = lambda a: jnp.broadcast_to(a, (periods, *a.shape))
@@ -209,6 +210,10 @@ class LanguageModel(nn.Module):
         return mixers.make(layer["mixer"], position=layer["position"], width=self.width,
                            train_length=self.train_length, output_scale=self.output_scale,
                            parent=None)
+
+    def _mlp(self, number: int) -> nn.Module | None:
+        spec = self.layers[number]["mlp"]
+        return None if spec is None else lookup.build(MLPS, spec, width=self.width, parent=None)
 
     def _scheme(self, number: int) -> positions.Position:
         return positions.make(self.layers[number]["position"], self._mixer(number).site(),
