@@ -93,27 +93,31 @@ class ShortConv(nn.Module):
     """Causal depthwise convolution over `window` tokens of a document: [B,T,C] -> [B,T,C].
 
     axis: logical name of the channels. Kernel and bias start uniform within 1/sqrt(window), as a
-    depthwise convolution does in the published code. Stream with `lcx.ops.conv.init_state(batch,
-    window, C, dtype)` in the mixer's own `init_state`.
+    depthwise convolution does in most published code, unless kernel_init and bias_init say
+    otherwise. Stream with `lcx.ops.conv.init_state(batch, window, C, dtype)` in the mixer's own
+    `init_state`.
     """
 
     window: int = 4
     axis: str = "channels"
     use_bias: bool = False
+    kernel_init: Initializer | None = None
+    bias_init: Initializer | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, seq: Sequence,
                  state: ConvState | None = None) -> tuple[jax.Array, ConvState | None]:
         channels, bound = x.shape[-1], 1 / math.sqrt(self.window)
 
-        def init(key, shape, dtype=jnp.float32):
+        def uniform(key, shape, dtype=jnp.float32):
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-        kernel = self.param("kernel", nn.with_logical_partitioning(init, ("kernel", self.axis)),
-                            (self.window, channels))
+        kernel = self.param("kernel", nn.with_logical_partitioning(
+            self.kernel_init or uniform, ("kernel", self.axis)), (self.window, channels))
         bias = None
         if self.use_bias:
-            bias = self.param("bias", nn.with_logical_partitioning(init, (self.axis,)), (channels,))
+            bias = self.param("bias", nn.with_logical_partitioning(
+                self.bias_init or uniform, (self.axis,)), (channels,))
         segment = seq.segment
         if state is not None and segment is None:  # one document is number 1, in every call
             segment = jnp.ones_like(seq.order)

@@ -46,7 +46,9 @@ class Rglru(DiagonalMixer):
         heads, dim = self.num_heads, self.site().key_dim
         inward = lambda name: Dense((heads * dim,), ("channels",), use_bias=True, name=name)(x)
         gate = nn.gelu(inward("gate"), approximate=True)
-        hidden, tail = ShortConv(self.conv_window, use_bias=True, name="conv")(
+        hidden, tail = ShortConv(
+            self.conv_window, use_bias=True, name="conv", bias_init=nn.initializers.zeros_init(),
+            kernel_init=nn.initializers.normal(0.1 / math.sqrt(self.conv_window)))(
             inward("in"), seq, None if state is None else state.conv)
         hidden = hidden.reshape(*x.shape[:2], heads, dim)
 
