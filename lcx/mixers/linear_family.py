@@ -20,6 +20,7 @@ from lcx.mixers.linear_supports import APART, ENDLESS, FAR_SUPPORTS, SUPPORTS
 from lcx.ops import endpoint, pairs
 from lcx.ops.attention import cache
 from lcx.ops.linear import linear_attention, quadratic, ring
+from lcx.ops.linear import own as itself
 from lcx.ops.linear.tree import toeplitz_attention
 from lcx.types import wide, wide_dtype
 
@@ -61,39 +62,38 @@ class LinearMixer(Mixer):
     family = "linear"
     supports = {**SUPPORTS, **FAR_SUPPORTS}
     gate_rank: ClassVar[int] = 3  # axes of its own gates: one for each head
+    read_first: ClassVar[bool] = False  # a token reads before its own gates and write
 
     def mix(self, query: jax.Array, key: jax.Array, value: jax.Array, seq: L.Sequence,
             lanes: L.Lanes, carry: Any, state: MemoryState | KeysState | None, *,
-            log_decay: jax.Array | None = None, normaliser: str | None = None):
+            log_decay: jax.Array | None = None, normaliser: str | None = None,
+            own: jax.Array | None = None):
         """Features query [B,T,H,K], key [B,T,N,K], value [B,T,N or H,V] -> [B,T,H,V], next state.
 
         log_decay (<= 0): the mixer's own gate of each token, excluded from that token's own
         weight; broadcastable to [B,T,H], in the vector family to [B,T,H,K]. normaliser: "sum"
         divides by the sum of the weights, taken without transport (which may turn a weight
-        negative); None does not divide.
+        negative); None does not divide. own: the product [B,T,H] of a token with itself, where that
+        is not query times key (None: it is); not beside a normaliser.
         """
-        if normaliser not in ("sum", None):
-            raise ConfigError(f"normaliser={normaliser!r}: choose 'sum' or None")
+        if normaliser not in ("sum", None) or normaliser and own is not None:
+            raise ConfigError(f"normaliser={normaliser!r}: choose None, or 'sum' without own")
         eps = EPS if normaliser else None
         if log_decay is not None:
             log_decay = jnp.broadcast_to(wide(log_decay), query.shape[: self.gate_rank])
-        self.sow("intermediates", "inner", self._shown(dict(
-            query=query, key=key, value=value, log_decay=log_decay, normaliser=eps,
-            lanes=lanes)))
+        self.sow("intermediates", "inner", dict(
+            query=query, key=key, value=value, log_decay=log_decay, normaliser=eps, own=own,
+            read_first=self.read_first, lanes=lanes))
         run = self._over_memory
         if self.over_pairs(lanes):
             tree = self.form == CHUNKED and state is None
             run = self._over_tree if tree else self._over_pairs
         elif ring.reach(lanes) is not None:
             run = self._over_ring
-        out, state = run(query, key, value, seq, lanes, carry, state, log_decay, eps)
+        out, state = run(query, key, value, seq, lanes, carry, state, log_decay, eps, own)
         out = out.astype(value.dtype)
         self.sow("intermediates", "outer", out)
         return out, state
-
-    def _shown(self, inner: dict) -> dict:
-        """What the core got, for those who watch it."""
-        return inner
 
     @classmethod
     def support(cls, lane: Any, among: L.Lanes | None = None) -> Support:
@@ -128,7 +128,14 @@ class LinearMixer(Mixer):
                                pairs.Keys(key, key, seq, path=token), transport,
                                self.site().rotary_dim)
 
-    def _over_memory(self, query, key, value, seq, lanes, carry, state, log_decay, eps):
+    def _corrected(self, out, query, key, value, lanes, own):
+        """What a recurrence gave, with `own` for its products of a token with itself."""
+        if own is None:
+            return out
+        found = 0.0 if self.read_first else itself.product(query, key, lanes)
+        return itself.corrected(out, own, found, value, lanes)
+
+    def _over_memory(self, query, key, value, seq, lanes, carry, state, log_decay, eps, own=None):
         """A state of fixed size: chunked, or token by token."""
         heads, batch = query.shape[2], query.shape[0]
         gates = [bias.increment for bias in lanes.bias]
@@ -167,13 +174,14 @@ class LinearMixer(Mixer):
             ones = jnp.ones((*query.shape[:3], 1), value.dtype)
             sums, total = linear_attention(query, repeated(key), ones, state=before[1], **plain)
             out = wide(out) / (wide(sums) + eps)
+        out = self._corrected(out, query, key, value, lanes, own)
         if state is not None:
             like = lambda new, old: jax.tree.map(lambda n, o: n.astype(o.dtype), new, old)
             state = MemoryState(like(memory, state.memory), like(total, state.total),
                                 last.segment, carry)
         return out, state
 
-    def _over_pairs(self, query, key, value, seq, lanes, carry, state, log_decay, eps):
+    def _over_pairs(self, query, key, value, seq, lanes, carry, state, log_decay, eps, own):
         """Weights of all pairs, with a cache of raw keys."""
         if log_decay is not None:
             lanes = self._gated(lanes, log_decay)
@@ -184,12 +192,17 @@ class LinearMixer(Mixer):
         if state is not None:
             keys, slot, kept = cache.append(state.cache, keys)
             state = KeysState(kept, carry)
-        out = quadratic.attend(pairs.Queries(query, seq, total, path, extras, slot), keys, lanes,
-                               rotary_dim=self.site().rotary_dim, eps=eps,
+        total = self._read_at(total, log_decay)
+        out = quadratic.attend(pairs.Queries(query, seq, total, path, extras, slot, own), keys,
+                               lanes, rotary_dim=self.site().rotary_dim, eps=eps,
                                chunk=self.chunk)
         return out, state
 
-    def _over_ring(self, query, key, value, seq, lanes, carry, state, log_decay, eps):
+    def _read_at(self, total: pairs.Integrals, log_decay) -> pairs.Integrals:
+        """The integrals of the gates up to where a token's query reads."""
+        return total
+
+    def _over_ring(self, query, key, value, seq, lanes, carry, state, log_decay, eps, own):
         """Near pairs one by one, far ones from a memory of what left the ring."""
         if log_decay is not None:
             lanes = self._gated(lanes, log_decay)
@@ -205,12 +218,12 @@ class LinearMixer(Mixer):
             before = ring.init(like, query.shape[2], dim, batch, window, eps is not None)
         else:
             before = state.ring
-        out, after = ring.attend(
-            pairs.Queries(query, seq, total, path), keys, before, lanes,
-            rotary_dim=site.rotary_dim, eps=eps, chunk=self.chunk or max(_CHUNK, window))
+        queries = pairs.Queries(query, seq, self._read_at(total, log_decay), path, own=own)
+        out, after = ring.attend(queries, keys, before, lanes, rotary_dim=site.rotary_dim, eps=eps,
+                                 chunk=self.chunk or max(_CHUNK, window))
         return out, None if state is None else RingState(after, carry)
 
-    def _over_tree(self, query, key, value, seq, lanes, carry, state, log_decay, eps):
+    def _over_tree(self, query, key, value, seq, lanes, carry, state, log_decay, eps, own):
         """Static kernels of the distance by FFT, for ids that count tokens."""
         batch, length, heads, _ = query.shape
         if log_decay is not None:
@@ -222,9 +235,9 @@ class LinearMixer(Mixer):
                   if isinstance(bias, L.Toeplitz)]
         gates = [wide(bias.increment) for bias in lanes.bias if isinstance(bias, L.Separable)]
         gates = jnp.broadcast_to(sum(gates), (batch, length, heads)) if gates else None
-        run = lambda query, key, value, gates: toeplitz_attention(
+        run = lambda query, key, value, gates: self._halves(
             query, pairs.repeat_heads(key, heads), pairs.repeat_heads(value, heads),
-            jnp.exp(sum(static)), log_decay=gates, start=starts, block=self.chunk or _CHUNK)
+            jnp.exp(sum(static)), gates, starts, log_decay)
         transport, *turned = endpoint.in_basis(lanes.transport, query, key)
         channels = gates
         if isinstance(transport, L.Diagonal):
@@ -236,7 +249,13 @@ class LinearMixer(Mixer):
         out = endpoint.turn_values(out, seq, lanes.value, sign=-1)
         if eps is not None:
             out = out / (run(query, key, jnp.ones_like(value[..., :1]), gates) + eps)
+        out = self._corrected(out, query, key, value, lanes, own)
         return jnp.where(counts, out, jnp.nan), None
+
+    def _halves(self, query, key, value, kernel, gates, starts, log_decay) -> jax.Array:
+        """The op of `_over_tree`; gates: the scheme's and the mixer's own together."""
+        return toeplitz_attention(query, key, value, kernel, log_decay=gates, start=starts,
+                                  block=self.chunk or _CHUNK)
 
     def _gated(self, lanes: L.Lanes, log_decay) -> L.Lanes:
         """The mixer's own gate, which need not be an array yet, as one more separable bias."""

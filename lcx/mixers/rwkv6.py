@@ -13,13 +13,11 @@ from flax import struct
 from lcx import lanes as L
 from lcx.errors import ConfigError
 from lcx.layers import Dense, token_before
-from lcx.mixers import Support
-from lcx.mixers.vector_family import VECTOR_SUPPORTS, VectorMixer
+from lcx.mixers.vector_family import VectorMixer
 from lcx.ops import conv
+from lcx.ops.linear import own as itself
 from lcx.types import wide
 
-_STRICT = Support(reason="the read comes before the token's own gate and write, which the weights "
-                         "of pairs do not know")
 NAMES = ("decay", "key", "value", "query", "gate")  # the order of the published tables
 
 
@@ -35,10 +33,10 @@ class Rwkv6(VectorMixer):
     """The time mixing of RWKV-6 (arXiv:2404.05892): [B,T,D] -> [B,T,D].
 
     o_t = r_t^T (S_{t-1} + diag(u) k_t v_t^T), S_t = diag(w_t) S_{t-1} + k_t v_t^T: the gate closes
-    after the read, the token's own weight has the learned bonus u. w = exp(-exp(w_0 + W_2
-    tanh(W_1 x_w))); each of w, k, v, r, g sees its own blend x + (x' - x)(mu + M_2 tanh(M_1 x_x))
-    of a token and the one before it. out = W_o (norm(o) * SiLU(W_g x_g)), a group norm per head
-    with gain and bias (eps 64e-5). A scheme's transport acts before the read.
+    after the read, the token's own weight has the learned bonus u (and a bias, like any other). w =
+    exp(-exp(w_0 + W_2 tanh(W_1 x_w))); each of w, k, v, r, g sees its own blend x + (x' - x)(mu +
+    M_2 tanh(M_1 x_x)) of a token and the one before it. out = W_o (norm(o) * SiLU(W_g x_g)), a
+    group norm per head with gain and bias (eps 64e-5). A scheme's transport acts before the read.
 
     blend_rank, decay_rank: of M and W; depth_ratio: l / (layers - 1) of this layer, and
     depth_left: 1 - l / layers, read by the published initial values only. M_1, W_1 start at zero,
@@ -56,8 +54,6 @@ class Rwkv6(VectorMixer):
         dict(blend_rank=4, decay_rank=6),
         dict(num_heads=2, blend_rank=3, decay_rank=4, depth_ratio=1.0, depth_left=0.5))
     read_first = True
-    supports = {**VECTOR_SUPPORTS, **{lane: _STRICT for lane in (
-        L.EventuallyConstant, L.Toeplitz, L.Rowwise, L.Pairwise, L.Piecewise, L.ValueTable)}}
 
     def site(self) -> L.Site:
         if self.width % self.num_heads:
@@ -65,10 +61,6 @@ class Rwkv6(VectorMixer):
         dim = self.width // self.num_heads
         return L.Site(self.num_heads, self.num_heads, dim, dim, self.width, self.train_length,
                       value_dim=dim)
-
-    def over_pairs(self, lanes: L.Lanes) -> bool:
-        super().over_pairs(lanes)  # a form that does not exist is refused there
-        return False
 
     @nn.compact
     def __call__(self, x: jax.Array, seq: L.Sequence, state: Rwkv6State | None = None,
@@ -97,10 +89,11 @@ class Rwkv6(VectorMixer):
             -6 + 5 * ramp ** (0.7 + 1.3 * self.depth_ratio)))
         bonus = param("bonus", axes, shape, _fixed(self.depth_ratio * (1 - ramp) + zigzag))
         lanes, carry = self.see(x, seq, None if state is None else state.core.carry, shared)
+        own = itself.product(query * bonus, key, lanes)
         out, core = self.mix(query, key, value, seq, lanes, carry,
-                             None if state is None else state.core, log_decay=-jnp.exp(rate))
-        own = jnp.sum(wide(query) * bonus * wide(key), -1, keepdims=True)
-        out = wide(out) + own * value
+                             None if state is None else state.core, log_decay=-jnp.exp(rate),
+                             own=own)
+        out = wide(out)
         out = out - jnp.mean(out, -1, keepdims=True)
         out = out * jax.lax.rsqrt(jnp.mean(out * out, -1, keepdims=True) + 64e-5)
         out = out * param("norm_scale", axes, shape, nn.initializers.ones_init())

@@ -9,7 +9,7 @@ only on the tokens in between, where turning both by their own phases would not.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,6 @@ class VectorMixer(LinearMixer):
     family = "vector"
     supports = VECTOR_SUPPORTS
     gate_rank = 4
-    read_first: ClassVar[bool] = False
 
     @classmethod
     def support(cls, lane: Any, among: L.Lanes | None = None) -> Support:
@@ -67,10 +66,21 @@ class VectorMixer(LinearMixer):
         needs = super().over_pairs(lanes)
         return needs and not isinstance(lanes.transport, L.Householder)
 
-    def _shown(self, inner: dict) -> dict:
-        return {"core": {"read_first": inner}} if self.read_first else inner
+    def _read_at(self, total: pairs.Integrals, log_decay) -> pairs.Integrals:
+        if not self.read_first or total.decay is None:
+            return total
+        decay = total.decay.replace(fine=total.decay.fine - _floored(log_decay))
+        return total.replace(decay=decay)
 
-    def _over_memory(self, query, key, value, seq, lanes, carry, state, log_decay, eps):
+    def _halves(self, query, key, value, kernel, gates, starts, log_decay) -> jax.Array:
+        if self.read_first:
+            own = _floored(log_decay)
+            fade = gates - own
+            key, value, own = (_next(a, starts) for a in (key, value, own))
+            key, gates, kernel = key * jnp.exp(fade), own + fade, jnp.roll(kernel, -1, axis=0)
+        return super()._halves(query, key, value, kernel, gates, starts, log_decay)
+
+    def _over_memory(self, query, key, value, seq, lanes, carry, state, log_decay, eps, own=None):
         batch, length, heads, _ = query.shape
         fits = lambda a: jnp.broadcast_to(pairs.repeat_heads(a, heads),
                                           (batch, length, heads, *a.shape[3:]))
@@ -99,7 +109,7 @@ class VectorMixer(LinearMixer):
                 spare = query.shape[-1] - vector.shape[-1]
                 erases = dict(erase=jnp.pad(fits(vector), [(0, 0)] * 3 + [(0, spare)]),
                               beta=fits(beta))
-        key = pairs.repeat_heads(key, heads)
+        key, raw = pairs.repeat_heads(key, heads), (query, key, value)
         value = pairs.repeat_heads(endpoint.turn_values(value, seq, lanes.value), heads)
         rows = dict(query=query, key=key, value=value, log_decay=log_decay + fade, **turns)
         if seq.segment is not None or state is not None:
@@ -120,6 +130,7 @@ class VectorMixer(LinearMixer):
             **rows, **options, state=None if state is None else state.memory,
             form="recurrent" if self.form == STEP else "chunked")
         out = endpoint.turn_values(out[:, reads::apart], seq, lanes.value, sign=-1)
+        out = self._corrected(out, *raw, lanes, own)
         if state is not None:
             state = MemoryState(memory.astype(state.memory.dtype), None, last.segment, carry,
                                 last.ids)
@@ -128,15 +139,15 @@ class VectorMixer(LinearMixer):
     def _gated(self, lanes: L.Lanes, log_decay) -> L.Lanes:
         """The mixer's own gates, which need not be arrays yet, as a part of the transport."""
         transport, rotation, basis = lanes.transport, lanes.transport, None
-        if isinstance(log_decay, jax.Array):  # the floor of ops.linear: -inf has no integral
-            log_decay = jnp.maximum(log_decay, math.log(jnp.finfo(log_decay.dtype).tiny))
+        if isinstance(log_decay, jax.Array):
+            log_decay = _floored(log_decay)
         if isinstance(transport, L.Diagonal):
             rotation, basis = transport.rotation, transport.basis
             if isinstance(log_decay, jax.Array):
                 log_decay = log_decay + channel_decay(None, transport, log_decay)
-        gated = (L.Diagonal(log_decay, basis=basis) if rotation is None
-                 else Untied(log_decay, rotation))
-        return lanes.replace(transport=gated)
+        if rotation is None:
+            return lanes.replace(transport=L.Diagonal(log_decay, basis=basis))
+        return lanes.replace(transport=Untied(log_decay, rotation, self.read_first))
 
     def empty_state(self, batch: int, max_length: int, value_heads: int, value_dim: int, dtype):
         """As in the family; the state of a rotation also knows the last ids."""
@@ -147,6 +158,11 @@ class VectorMixer(LinearMixer):
         if isinstance(state, MemoryState):
             state = state.replace(ids=L.nothing_seen(batch, lanes.axes).ids)
         return state
+
+
+def _floored(log_decay: jax.Array) -> jax.Array:
+    """The floor of ops.linear: -inf has no integral."""
+    return jnp.maximum(log_decay, math.log(jnp.finfo(log_decay.dtype).tiny))
 
 
 def _next(x: jax.Array, starts: jax.Array) -> jax.Array:

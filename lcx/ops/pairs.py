@@ -37,6 +37,7 @@ class Queries:
     extras: what pairwise biases do (`extras_of`).
 
     slot: the key slot of the first query; queries occupy consecutive slots (path transports).
+    own: the product [B,T,H] of a token with itself, where that is not query times key.
     """
 
     query: jax.Array
@@ -45,6 +46,7 @@ class Queries:
     path: L.Householder | L.ContentRotation | untied.Untied | None = None
     extras: tuple = ()
     slot: jax.Array | int = 0
+    own: jax.Array | None = None
 
 
 @struct.dataclass

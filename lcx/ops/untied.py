@@ -28,10 +28,12 @@ class Untied:
 
     A `Piecewise` map turns by the steps of its *key* ids, and the query by what its own id is
     ahead of the key id at the same place: with tied gates that is the difference of the two.
+    read_first: a query reads after its own token's turn, before that token's gates.
     """
 
     increment: jax.Array
     rotation: Any  # Rotation, ContentRotation (None in a cache that reads ids) or Piecewise
+    read_first: bool = struct.field(pytree_node=False, default=False)
 
 
 def scores(query: jax.Array, key: jax.Array, query_ids: jax.Array, keys: Any, transport: Untied,
@@ -42,8 +44,16 @@ def scores(query: jax.Array, key: jax.Array, query_ids: jax.Array, keys: Any, tr
     slot of the first query.
     """
     rotation, heads = transport.rotation, key.shape[2]
-    run = lambda query, angle, interleaved: untied_scores(
-        query, key, keys.path.increment, angle, interleaved=interleaved, offset=offset)
+
+    def run(query, angle, interleaved):
+        place = offset
+        if transport.read_first:  # that is where the token before stands, turned back by a step
+            own = jnp.minimum(offset + jnp.arange(query.shape[1]), angle.shape[1] - 1)
+            query = endpoint.rotate(wide(query), -angle[:, own], query.shape[-1], interleaved)
+            place = offset - 1
+        return untied_scores(query, key, keys.path.increment, angle, interleaved=interleaved,
+                             offset=place)
+
     if isinstance(rotation, L.ContentRotation):
         phase = keys.path.rotation.phase
         step = phase - jnp.roll(phase, 1, axis=1)

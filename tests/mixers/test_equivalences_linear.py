@@ -149,12 +149,12 @@ def test_e23_rwkv6_has_the_states_of_gla_and_reads_them_before_the_gate(x64):
         states.append(np.asarray(state.core.memory))
         state = run(mixer, found, x[:, t : t + 1], seq[t : t + 1], state)[1]
     _, inner, outer = captured(mixer, found, x, seq)
-    inner = inner["core"]["read_first"]
     for t in (5, T):  # the states of GLA with the same keys, values and gates
         _, gla = linear_attention(*(inner[n][:, :t] for n in ("query", "key", "value")),
                                   log_decay=inner["log_decay"][:, :t])
         close([*states, np.asarray(state.core.memory)][t], gla)
-    close(outer, np.einsum("bthk,tbhkv->bthv", inner["query"], np.stack(states)))
+    past = np.einsum("bthk,tbhkv->bthv", inner["query"], np.stack(states))
+    close(outer, past + inner["own"][..., None] * inner["value"])  # the bonus of the present
 
 
 @pytest.mark.parametrize("spec", [

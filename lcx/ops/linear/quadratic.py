@@ -58,12 +58,7 @@ def sums(queries: pairs.Queries, keys: pairs.Keys, lanes: L.Lanes, rotary_dim: i
 
     Values are taken as they stand: a rotation of them is up to the caller.
     """
-    allowed = pairs.mask(queries.seq, keys.seq)
-    scores = pairs.scores(queries, keys, lanes.transport, rotary_dim)
-    factor = allowed[:, None].astype(scores.dtype)
-    bias = pairs.log_bias(queries, keys, lanes.bias, allowed, 1.0)
-    if bias is not None:  # masked before the exp, where a future pair may overflow
-        factor = jnp.exp(jnp.where(allowed[:, None], bias, -jnp.inf))
+    scores, factor = _parts(queries, keys, lanes, rotary_dim)
     out = pairs.mixed(scores * factor, keys.value)
     if isinstance(lanes.value, L.ValueTable):
         out += pairs.table_values(scores * factor, queries.seq, keys.seq, lanes.value)
@@ -73,3 +68,24 @@ def sums(queries: pairs.Queries, keys: pairs.Keys, lanes: L.Lanes, rotary_dim: i
         scores = pairs.inner(queries.query, keys.key)
     total = jnp.sum(scores * factor, axis=-1)
     return out, jnp.swapaxes(total, 1, 2)[..., None]
+
+
+def weights(queries: pairs.Queries, keys: pairs.Keys, lanes: L.Lanes, rotary_dim: int) -> jax.Array:
+    """The weights alone [B,H,T,S], wide; 0 where a query may not read a key."""
+    scores, factor = _parts(queries, keys, lanes, rotary_dim)
+    return scores * factor
+
+
+def _parts(queries, keys, lanes, rotary_dim):
+    """Transported products [B,H,T,S] and the factors of the biases, 0 where there is no weight."""
+    allowed = pairs.mask(queries.seq, keys.seq)
+    scores = pairs.scores(queries, keys, lanes.transport, rotary_dim)
+    if queries.own is not None:
+        itself = queries.seq.order[..., :, None] == keys.seq.order[..., None, :]
+        own = jnp.swapaxes(queries.own, 1, 2)[..., None]
+        scores = jnp.where(itself[:, None], own, scores)
+    factor = allowed[:, None].astype(scores.dtype)
+    bias = pairs.log_bias(queries, keys, lanes.bias, allowed, 1.0)
+    if bias is not None:  # masked before the exp, where a future pair may overflow
+        factor = jnp.exp(jnp.where(allowed[:, None], bias, -jnp.inf))
+    return scores, factor

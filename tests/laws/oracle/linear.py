@@ -27,7 +27,10 @@ def core(inner, lanes, seq):
         for h in range(heads):
             log = _native(inner, b, h, length) + bias(inner, lanes, seq, b, h, heads)
             factor = np.where(mask, np.exp(np.where(mask, log, 0.0)), 0.0)
-            weights = pair_weights(inner, lanes, seq, b, h, heads) * factor
+            weights = pair_weights(inner, lanes, seq, b, h, heads)
+            if inner.get("own") is not None:
+                weights[np.diag_indices(length)] = inner["own"][b, :, h]
+            weights = weights * factor
             out[b, :, h] = read(weights, value[b, :, h * value.shape[2] // heads], lanes, seq, b)
             if inner.get("normaliser") is not None:
                 plain = pair_weights(inner, bare, seq, b, h, heads) * factor

@@ -1,4 +1,7 @@
-"""Weights of pairs under gates per channel: every token between turns, then fades, the key."""
+"""Weights of pairs under gates per channel: every token between turns, then fades, the key.
+
+read_first: the last of these tokens, the reader, only turns; `own` is what it makes of itself.
+"""
 
 import numpy as np
 
@@ -24,6 +27,7 @@ def _weights(inner, lanes, seq, b, h, heads):
     """[T,T] products of a query and a key that went through every transition after it."""
     query, key = inner["query"][b, :, h], inner["key"][b]
     key, fade = key[:, h * key.shape[1] // heads], np.exp(inner["log_decay"][b, :, h])
+    first, own = bool(inner.get("read_first")), inner.get("own")
     length, size = query.shape
     out, gains = np.zeros((length, length)), gain(lanes, size)
     transport, ids, segment = lanes.transport, row(seq.ids, b), row(seq.segment, b)
@@ -41,15 +45,18 @@ def _weights(inner, lanes, seq, b, h, heads):
             for i in range(j, length):
                 if segment[i] != segment[j]:
                     break
-                moved = moved if i == j else fade[i] * (steps[i] @ moved)
-                seen = moved
+                turned = moved if i == j else steps[i] @ moved
+                moved = moved if i == j else fade[i] * turned
+                seen = turned if first else moved
                 if query_map is not None:
                     if _piece(transport, ids, i, j) != number:
                         continue
                     ahead = (np.asarray(query_map(transport.params, ids[i]), float)
                              - np.asarray(key_map(transport.params, ids[i]), float))
-                    seen = _turned(transport.rotation, ahead, size) @ moved
+                    seen = _turned(transport.rotation, ahead, size) @ seen
                 out[i, j] = (query[i] * gains) @ seen
+    if own is not None:
+        out[np.diag_indices(length)] = own[b, :, h]
     return out
 
 
