@@ -12,23 +12,22 @@ from flax import struct
 from lcx import lanes as L
 from lcx.errors import ConfigError
 from lcx.layers import Dense, RmsNorm
-from lcx.mixers import CHUNKED, STEP, Mixer, Support, refuses
+from lcx.mixers import CHUNKED, QUADRATIC, STEP, Mixer, Support
+from lcx.mixers.linear_supports import SUPPORTS
 from lcx.ops import endpoint, pairs
-from lcx.ops.linear import linear_attention
-from lcx.ops.linear.slots import slot_memory
+from lcx.ops.attention import cache
+from lcx.ops.linear import linear_attention, quadratic
+from lcx.ops.linear.slots import faded_sums, slot_memory
 from lcx.types import wide, wide_dtype
-
-_ALL = Support((CHUNKED, STEP))
-_LATER = Support(reason="a kernel of pairs in front of slots that forget: a quadratic first pass")
 
 
 @struct.dataclass
 class GsaState:
-    """Slots' keys [B,H,K,M] and values [B,H,M,V], wide; segment [B] of the last token; what the
-    scheme remembers."""
+    """Slots' keys [B,H,K,M] and values [B,H,M,V], wide, or caches of what the two passes weigh pair
+    by pair; segment [B] of the last token; what the scheme remembers."""
 
-    keys: jax.Array
-    values: jax.Array
+    keys: jax.Array | cache.KeyCache
+    values: jax.Array | cache.KeyCache
     segment: jax.Array
     carry: Any
 
@@ -41,9 +40,12 @@ class Gsa(Mixer):
     W_o RMSNorm(SiLU(o)), the norm over all heads together with a gain and eps 1e-5. q, k and v pass
     SiLU.
 
-    A transport and a bias act where tokens are compared, in the first pass; a temperature is that
-    of the softmax over slots, which have no position. num_slots: M, the head's channels if None;
-    head_dim: width/num_heads if None. Projections start normal with variance 1/fan_in.
+    A transport and a bias act where tokens are compared, in the first pass: a slot's logit is a sum
+    over keys, of which a bias weighs each by exp(bias). What lanes do to values acts in the second;
+    a temperature is that of the softmax over slots, which have no position.
+
+    num_slots: M, the head's channels if None; head_dim: width/num_heads if None. Projections start
+    normal with variance 1/fan_in.
     """
 
     num_heads: int = 4
@@ -52,15 +54,8 @@ class Gsa(Mixer):
 
     family: ClassVar[str] = "slots"
     paper: ClassVar[str] = "arXiv:2409.07146"
-    forms: ClassVar[tuple[str, ...]] = (CHUNKED, STEP)
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(num_heads=2, head_dim=8, num_slots=5))
-    supports = {
-        **dict.fromkeys((L.Rotation, L.ContentRotation, L.FeatureMap, L.Separable, L.Temperature,
-                         L.ValueRotation), _ALL),
-        **dict.fromkeys((L.Diagonal, L.Householder, L.Piecewise, L.Toeplitz, L.Rowwise, L.Pairwise,
-                         L.ValueTable), _LATER),
-        L.LogitMap: refuses("R11", "an operator on the logits of a row needs a softmax over keys"),
-    }
+    supports = {**SUPPORTS, L.Temperature: Support((QUADRATIC, CHUNKED, STEP))}
 
     def site(self) -> L.Site:
         if self.head_dim is None and self.width % self.num_heads:
@@ -80,7 +75,8 @@ class Gsa(Mixer):
         gate = nn.log_sigmoid(wide(gate)) / 8
         lanes, carry = self.see(x, seq, None if state is None else state.carry, shared)
         self.sow("intermediates", "inner", dict(query=query, key=key, value=value, gate=gate))
-        out, state = self.two_passes(query, key, value, gate, seq, lanes, carry, state)
+        run = self._over_pairs if self.over_pairs(lanes) else self._over_memory
+        out, state = run(query, key, value, gate, seq, lanes, carry, state)
         out = out.astype(x.dtype)
         self.sow("intermediates", "outer", out)
         flat = nn.silu(out).reshape(*out.shape[:2], heads * dim)
@@ -89,14 +85,28 @@ class Gsa(Mixer):
                     name="out")(out)
         return out, state
 
-    def two_passes(self, query: jax.Array, key: jax.Array, value: jax.Array, gate: jax.Array,
-                   seq: L.Sequence, lanes: L.Lanes, carry: Any, state: GsaState | None):
+    def over_pairs(self, lanes: L.Lanes) -> bool:
+        """Whether these lanes, in this form, need the weights of all pairs."""
+        missing = [self.check_form(lane, lanes) for lane in lanes.values()]
+        return self.form == QUADRATIC or any(STEP in forms for forms in missing)
+
+    def _over_memory(self, query: jax.Array, key: jax.Array, value: jax.Array, gate: jax.Array,
+                     seq: L.Sequence, lanes: L.Lanes, carry: Any, state: GsaState | None):
         """query, key, value [B,T,H,K], log gate of the slots [B,T,H,M] -> [B,T,H,V], next state."""
-        if lanes.transport is not None:
-            token = pairs.path_of(lanes.transport)
+        transport, query, key = endpoint.in_basis(lanes.transport, query, key)
+        path = {}
+        width = lambda a: jnp.pad(wide(a), [(0, 0)] * 3 + [(0, key.shape[-1] - a.shape[-1])])
+        fits = lambda a: jnp.broadcast_to(a, (len(key), *a.shape[1:]))
+        if isinstance(transport, L.Diagonal):
+            path = dict(fade=fits(width(transport.increment)))
+            transport = transport.rotation
+        if isinstance(transport, L.Householder):
+            path = dict(erase=fits(width(transport.vector)), beta=fits(transport.beta))
+        elif transport is not None:
+            token = pairs.path_of(transport)
             query, key = endpoint.mapped(
                 pairs.Queries(query, seq, path=token), pairs.Keys(key, value, seq, path=token),
-                lanes.transport, self.site().rotary_dim)
+                transport, self.site().rotary_dim)
         last = L.nothing_seen(query.shape[0])
         last = last if state is None else last.replace(segment=state.segment)
         _, start, last = L.advance(seq.replace(ids=seq.ids[..., :1]), last)
@@ -108,10 +118,8 @@ class Gsa(Mixer):
         write = -jnp.expm1(gate)
         fade = sum((wide(bias.increment) for bias in lanes.bias), jnp.zeros((1, 1, 1)))
         slots, keys = slot_memory(query, key, write, gate + fade[..., None], state=before[0],
-                                  **options)
-        if lanes.temperature is not None:
-            slots = slots * wide(lanes.temperature.factor)[..., None]
-        weights = jax.nn.softmax(slots, -1)
+                                  **path, **options)
+        weights = self._chosen(slots, lanes)
         content = endpoint.turn_values(value, seq, lanes.value)
         out, values = linear_attention(weights.astype(value.dtype), write.astype(value.dtype),
                                        content, log_decay=gate, state=before[1], **options)
@@ -121,12 +129,60 @@ class Gsa(Mixer):
                              last.segment, carry)
         return out, state
 
+    def _over_pairs(self, query, key, value, gate, seq, lanes, carry, state):
+        """The same with both passes as weights of pairs, over caches of all keys and writes."""
+        write, second = -jnp.expm1(gate), _second(gate, lanes)
+        path, extras = pairs.path_of(lanes.transport), pairs.extras_of(lanes)
+        total = pairs.integrals(lanes, None if state is None else state.keys.total)
+        gates = pairs.integrals(second, None if state is None else state.values.total)
+        arrived = seq.replace(length=None)
+        keys, slot = pairs.Keys(key, value[..., :0], arrived, total, path, extras), 0
+        writes = pairs.Keys(write, value, arrived, gates)
+        if state is not None:
+            keys, slot, first = cache.append(state.keys, keys)
+            writes, _, last = cache.append(state.values, writes)
+            state = GsaState(first, last, state.segment, carry)
+
+        def compared(tokens, first):
+            queries, gate = tokens
+            queries = queries.replace(slot=slot + first)
+            weights = quadratic.weights(queries, keys, lanes, self.site().rotary_dim)
+            return faded_sums(weights, wide(writes.key), gate, writes.integral.decay,
+                              offset=slot + first)
+
+        queries = pairs.Queries(query, arrived, total, path, extras, None)
+        slots = pairs.over_queries(compared, (queries, gates.decay),
+                                   self.chunk or quadratic.CHUNK)
+        weights = self._chosen(slots, lanes).astype(value.dtype)
+        out = quadratic.attend(pairs.Queries(weights, seq, gates, slot=slot), writes, second,
+                               rotary_dim=self._slots(), chunk=self.chunk)
+        return out, state
+
+    def _chosen(self, slots: jax.Array, lanes: L.Lanes) -> jax.Array:
+        """Softmax over the slots' logits [B,T,H,M]."""
+        if lanes.temperature is not None:
+            slots = slots * wide(lanes.temperature.factor)[..., None]
+        return jax.nn.softmax(slots, -1)
+
     def _slots(self) -> int:
         return self.num_slots or self.site().key_dim
 
     def init_state(self, batch: int, max_length: int, dtype=jnp.float32) -> GsaState:
         lanes, carry = self.structure(batch)
+        site, slots, segment = self.site(), self._slots(), L.nothing_seen(batch).segment
+        if self.over_pairs(lanes):
+            keys = cache.like(lanes, batch, self.num_heads, site.key_dim, 0, dtype)
+            gate = jnp.zeros((batch, 1, self.num_heads, slots), wide_dtype())
+            writes = cache.like(_second(gate, lanes), batch, self.num_heads, slots, site.value_dim,
+                                dtype)
+            writes = writes.replace(key=gate)
+            return GsaState(cache.init(keys, batch, max_length),
+                            cache.init(writes, batch, max_length), segment, carry)
         empty = lambda rows, size: jnp.zeros((batch, self.num_heads, rows, size), wide_dtype())
-        dim = endpoint.mapped_dim(lanes.transport, self.site())
-        return GsaState(empty(dim, self._slots()), empty(self._slots(), self.site().value_dim),
-                        L.nothing_seen(batch).segment, carry)
+        dim = endpoint.mapped_dim(lanes.transport, site)
+        return GsaState(empty(dim, slots), empty(slots, site.value_dim), segment, carry)
+
+
+def _second(gate: jax.Array, lanes: L.Lanes) -> L.Lanes:
+    """What the second pass is told: the slots' own gates, and what happens to values."""
+    return L.Lanes(L.Diagonal(gate), value=lanes.value)

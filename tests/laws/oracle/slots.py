@@ -1,37 +1,28 @@
-"""Two passes over slots, token by token."""
+"""Two passes over slots, as weights of pairs: what a slot keeps of a token, and who reads that."""
 
 import numpy as np
 
-from lcx import lanes as L
-from tests.laws.oracle.common import features, gain, increment, reset, row, step_matrix, value_step
+from tests.laws.oracle.common import allowed, bias, pair_weights, read, row
 
 
 def core(inner, lanes, seq):
-    query, key, value, gate = (inner[k] for k in ("query", "key", "value", "gate"))
+    value, gate = inner["value"], inner["gate"]
     batch, length, heads, size = value.shape
-    out, transport = np.zeros((batch, length, heads, size)), lanes
+    out = np.zeros((batch, length, heads, size))
     for b in range(batch):
+        mask = allowed(inner, seq, b)
         for h in range(heads):
-            q, k = query[b, :, h], key[b, :, h]
-            if isinstance(lanes.transport, L.FeatureMap):
-                q, k = (features(lanes.transport, side, row(seq.ids, b), inner, b, h, heads)
-                        for side in ("query", "key"))
-                transport = lanes.replace(transport=None)
-            q = q * gain(lanes, q.shape[1])
-            for t in range(length):
-                if reset(seq, b, t):
-                    keys = np.zeros((q.shape[1], gate.shape[-1]))
-                    values = np.zeros((gate.shape[-1], size))
-                fade = np.exp(gate[b, t, h])
-                keys = step_matrix(transport, seq, b, h, heads, t, q.shape[1]) @ keys
-                keys = keys * fade * np.exp(increment(lanes, b, t, h))
-                keys = keys + np.outer(k[t], 1 - fade)
-                values = fade[:, None] * values @ value_step(lanes, seq, b, t, size).T
-                values = values + np.outer(1 - fade, value[b, t, h])
-                logits = q[t] @ keys
-                if lanes.temperature is not None:
-                    factor = row(lanes.temperature.factor, b)[t]
-                    logits = logits * factor[min(h, len(factor) - 1)]
-                weights = np.exp(logits - logits.max())
-                out[b, t, h] = weights / weights.sum() @ values
+            kept = np.zeros((length, length, gate.shape[-1]))  # of token j when i reads
+            for i, j in zip(*np.nonzero(mask)):
+                kept[i, j] = (1 - np.exp(gate[b, j, h])) * np.exp(gate[b, j + 1 : i + 1, h].sum(0))
+            factor = np.exp(np.where(mask, bias(inner, lanes, seq, b, h, heads), 0.0))
+            compared = np.where(mask, pair_weights(inner, lanes, seq, b, h, heads), 0.0) * factor
+            logits = np.einsum("ij,ijm->im", compared, kept)
+            if lanes.temperature is not None:
+                temperature = row(lanes.temperature.factor, b)
+                logits *= temperature[:, [min(h, temperature.shape[1] - 1)]]
+            chosen = np.exp(logits - logits.max(1, keepdims=True))
+            chosen /= chosen.sum(1, keepdims=True)
+            weights = np.einsum("im,ijm->ij", chosen, kept)
+            out[b, :, h] = read(weights, value[b, :, h], lanes, seq, b)
     return out
