@@ -161,9 +161,8 @@ def lane_shapes(scheme: positions.Position, width: int, batch: int = 1, length: 
 
 @functools.cache
 def _lane_shapes(scheme, width, batch, length, dtype):
-    carry = scheme.init_carry(batch)
-
     def run(key, x):
+        carry = scheme.init_carry(batch)
         out, _ = scheme.init_with_output(key, x, sequence(1, length), carry, method="lanes")
         return out[0]
 

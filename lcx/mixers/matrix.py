@@ -31,7 +31,8 @@ def cell(position: Any, mixer: Any, *, width: int = 64, train_length: int = 64) 
     """How a mixer takes a scheme (specs as in a config)."""
     module = mixers.make(mixer, position=position, width=width, train_length=train_length,
                          parent=None)
-    lanes, _ = module.structure()
+    scheme = positions.make(position, module.site(), parent=None)
+    lanes = mixers.lane_shapes(scheme, width)
     found = [(type(value).__name__, module.support(value, lanes))
              for value in lanes.values()]
     status = min((support.status for _, support in found), key=_WORST.index, default="native")
