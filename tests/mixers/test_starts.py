@@ -23,6 +23,7 @@ MAMBA2 = dict(gate=D * E, value=D * E, key=D * 64, query=D * 64, step=D * H, ste
               log_rate=H, skip=H, norm_scale=E, out=E * D, query_conv=5 * 64, key_conv=5 * 64,
               value_conv=5 * E)  # the convolutions of four tokens have biases
 LOW_RANK = dict(rate_in=D * K, rate=K * D, gate_in=D * K, a_log=H, dt_bias=D)
+NETWORK = 6 * 128 + 2 * 129 * 128 + 128 + 128 * D  # of Monarch Mixer's filters: 5 inputs, 128 wide
 # The numbers of each module of the default layer.
 SIZES = {
     "attention": PLAIN,
@@ -78,6 +79,8 @@ SIZES = {
     "mlstm": dict(query=Q // 2, key=Q // 2, value=Q, gate=Q, input_gate=D * H + H,
                   forget_gate=D * H + H, norm=D, out=Q),
     "moba": PLAIN,
+    "monarch_mixer": dict({"in": 3 * Q + 3 * D, "filter": NETWORK, "residual": NETWORK},
+                          conv=4 * 3 * D, filter_skip=D, residual_skip=D, out=Q + D),
     "norm_attention": dict(PLAIN, norm=D),
     "nsa": dict(PLAIN, key=D * K, value=D * K, branch=D * H * 3),  # up to 16 queries to a key head
     "performer": PLAIN,
@@ -194,7 +197,7 @@ LAWS = [
     ("mamba1", "step_up/kernel", uniform((D // 16) ** -0.5)),
     (".*mamba2", "level_rate", constant(1)),
     ("lru", "in/kernel", normal((2 * D) ** -0.5)), ("lru", "out/kernel", normal(D**-0.5)),
-    ("lru|s4|s4d", "skip", normal(1)), ("h3|hyena", ".*skip", normal(1)),
+    ("lru|s4|s4d", "skip", normal(1)), ("h3|hyena|monarch_mixer", ".*skip", normal(1)),
     ("lru", "nu|theta|gamma", elsewhere),
     ("s4d?", "out/kernel", normal(D**-0.5)),
     ("h3|s4d", "kernel/log_rate", constant(np.log(0.5))),
@@ -204,9 +207,11 @@ LAWS = [
     ("h3|s4.?", "kernel/log_step", lambda a: between(a, np.log(1e-3), np.log(1e-1))),
     ("s4", "kernel/.*", elsewhere),
     ("h3", "shift/kernel", uniform(64**-0.5)),
-    ("hyena", "conv/(kernel|bias)", uniform(3**-0.5)),
+    ("hyena|monarch_mixer", "conv/(kernel|bias)", uniform(3**-0.5)),
     ("hyena", "filter/frequency", constant(1)), ("hyena", "filter/.*_0", uniform(3**-0.5)),
     ("hyena", "filter/.*", uniform(1 / 8)),
+    ("monarch_mixer", ".*/frequency", constant(10)), ("monarch_mixer", ".*/.*_0", uniform(5**-0.5)),
+    ("monarch_mixer", "(filter|residual)/.*", uniform(128**-0.5)),
     ("short_conv", "kernel", uniform(3**-0.5)),
     ("rglru", "conv/kernel", normal(0.05)), ("rglru", "conv/bias", constant(0)),
     ("rglru", ".*_gate/kernel", normal(K**-0.5)), ("rglru", "rate", elsewhere),
