@@ -12,20 +12,18 @@ from flax import struct
 
 from lcx import lanes as L
 from lcx.layers import Dense
-from lcx.mixers import CHUNKED, STEP, Support, refuses
+from lcx.mixers import CHUNKED, QUADRATIC, STEP, Support
 from lcx.mixers.gau import gated_unit
 from lcx.mixers.kernel_family import remember
 from lcx.mixers.linear_family import KeysState, LinearMixer
 from lcx.ops.attention import cache, local, pointwise
 from lcx.types import wide_dtype
 
-_ALL = Support((CHUNKED, STEP))
-_PAIRS = Support(reason="the linear branch would need the weights of all pairs")
-
 
 @struct.dataclass
 class FlashState:
-    """Keys and values of the last `group` tokens, and the memory of all tokens."""
+    """Keys and values of the last `group` tokens, and the memory of all tokens; or all keys and
+    values, and no memory, where a lane weighs far pairs one by one."""
 
     near: KeysState
     far: Any
@@ -37,9 +35,9 @@ class Flash(LinearMixer):
     near_i = sum over its group of ReLU(q_i.k_j / g + bias_ij)^2 v_j; far_i = q'_i . sum over
     earlier groups of k'_j v_j^T / g; u, v and the base of q, k, q', k' as in `gau`, each with a
     gain and a shift of its own; `gain_deviation` as there. Groups are counted from the start of a
-    document. A bias acts inside the square near by, and as a decay of the memory far away; a
-    transport and a temperature act on both. The published layer's own relative bias, normalisation
-    and token shift are left to the scheme and the block.
+    document. A bias acts inside the square near by, and as a factor exp(bias) of a weight far away,
+    where a pairwise one reads q' and k'; a transport and a temperature act on both. The published
+    layer's own relative bias, normalisation and token shift are left to the scheme and the block.
     """
 
     key_dim: int = 128
@@ -49,15 +47,9 @@ class Flash(LinearMixer):
 
     family: ClassVar[str] = "flash"
     paper: ClassVar[str] = "arXiv:2202.10447"
-    forms: ClassVar[tuple[str, ...]] = (CHUNKED, STEP)
     examples: ClassVar[tuple[dict, ...]] = (dict(key_dim=8, group=5),
                                             dict(key_dim=12, expand=1.5, group=16))
-    supports = {
-        **dict.fromkeys((L.Rotation, L.ContentRotation, L.FeatureMap, L.Diagonal, L.Householder,
-                         L.Separable, L.Temperature, L.ValueRotation), _ALL),
-        **dict.fromkeys((L.Piecewise, L.Toeplitz, L.Rowwise, L.Pairwise, L.ValueTable), _PAIRS),
-        L.LogitMap: refuses("R11", "the linear branch has no row of logits"),
-    }
+    supports = {**LinearMixer.supports, L.Temperature: Support((QUADRATIC, CHUNKED, STEP))}
 
     def site(self) -> L.Site:
         return L.Site(1, 1, self.key_dim, self.key_dim, self.width, self.train_length,
@@ -72,20 +64,39 @@ class Flash(LinearMixer):
                  shared: L.Lanes | None = None) -> tuple[jax.Array, Any]:
         gate, value, *found = gated_unit(self, x, ("near_query", "far_query", "near_key",
                                                    "far_key"))
-        far = None if state is None else state.far
-        lanes, carry = self.see(x, seq, None if far is None else far.carry, shared)
+        lanes, carry = self.see(x, seq, None if state is None else state.near.carry, shared)
         near_query, far_query, near_key, far_key = found
         self.sow("intermediates", "inner", dict(
             query=near_query, key=near_key, far_query=far_query, far_key=far_key, value=value,
             group=self.group, index=seq.index))
-        out, state = self._branches(found, value, seq, lanes, carry, state)
+        far = self._way(lanes, state)
+        if far == self._over_pairs:
+            out, state = self._over_all(found, value, seq, lanes, carry, state)
+        else:
+            out, state = self._branches(far, found, value, seq, lanes, carry, state)
         out = out.astype(x.dtype)
         self.sow("intermediates", "outer", out)
         out = Dense((self.width,), ("width",), ("channels",), scale=self.output_scale,
                     name="out")(gate * out[..., 0, :])
         return out, state
 
-    def _branches(self, found, value, seq, lanes, carry, state):
+    def _over_all(self, found, value, seq, lanes, carry, state):
+        """Near and far weights of all pairs."""
+        near_query, far_query, near_key, far_key = found
+        both = jnp.concatenate([near_key, far_key], -1)
+        queries, keys, near = remember(near_query, both, value, seq, lanes, carry,
+                                       None if state is None else state.near)
+
+        def read(query, key, weigh, scale):
+            inside = functools.partial(weigh, group=self.group)
+            return pointwise.attend(queries.replace(query=query), keys.replace(key=key), lanes,
+                                    inside, scale=scale, rotary_dim=self.key_dim, chunk=self.chunk)
+
+        out = read(near_query, keys.key[..., : self.key_dim], _square, 1 / self.group)
+        out += read(far_query, keys.key[..., self.key_dim :], _earlier, 1.0)
+        return out, None if state is None else FlashState(near, None)
+
+    def _branches(self, run, found, value, seq, lanes, carry, state):
         """Near by: squares. Far away: linear attention to all tokens less that to the group."""
         if lanes.temperature is not None:
             factor = lanes.temperature.factor[..., None].astype(value.dtype)
@@ -107,13 +118,15 @@ class Flash(LinearMixer):
 
         out = read(near_query, keys.key[..., : self.key_dim], _square)
         out -= read(far_query, keys.key[..., self.key_dim :], _linear)
-        total, far = self._over_memory(far_query, far_key, value, seq, lanes, carry,
-                                       None if state is None else state.far, None, None)
+        total, far = run(far_query, far_key, value, seq, lanes, carry,
+                         None if state is None else state.far, None, None, None)
         return out + total / self.group, None if state is None else FlashState(near, far)
 
     def init_state(self, batch: int, max_length: int, dtype=jnp.float32) -> FlashState:
         lanes, carry = self.structure(batch)
         like = cache.like(lanes, batch, 1, 2 * self.key_dim, self.value_dim(), dtype)
+        if self.over_pairs(lanes):
+            return FlashState(KeysState(cache.init(like, batch, max_length), carry), None)
         near = KeysState(cache.init(like, batch, self.group, self.group), carry)
         return FlashState(near, self.empty_state(batch, max_length, 1, self.value_dim(),
                                                  wide_dtype()))
@@ -126,6 +139,10 @@ def _same_group(queries, keys, group):
 
 def _square(z, bias, queries, keys, rows, *, group):
     return jnp.where(_same_group(queries, keys, group), jnp.square(nn.relu(z + bias)), 0.0)
+
+
+def _earlier(z, bias, queries, keys, rows, *, group):
+    return jnp.where(_same_group(queries, keys, group), 0.0, z * jnp.exp(bias) / group)
 
 
 def _linear(z, bias, queries, keys, rows, *, group):

@@ -6,7 +6,7 @@ size; what has no such state runs over pairs of tokens, with a cache of raw keys
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -21,6 +21,7 @@ from lcx.ops import endpoint, pairs
 from lcx.ops.attention import cache
 from lcx.ops.linear import linear_attention, quadratic, ring
 from lcx.ops.linear import own as itself
+from lcx.ops.linear.decay import floored
 from lcx.ops.linear.tree import toeplitz_attention
 from lcx.types import wide, wide_dtype
 
@@ -84,16 +85,18 @@ class LinearMixer(Mixer):
         self.sow("intermediates", "inner", dict(
             query=query, key=key, value=value, log_decay=log_decay, normaliser=eps, own=own,
             read_first=self.read_first, lanes=lanes))
-        run = self._over_memory
-        if self.over_pairs(lanes):
-            tree = self.form == CHUNKED and state is None
-            run = self._over_tree if tree else self._over_pairs
-        elif ring.reach(lanes) is not None:
-            run = self._over_ring
+        run = self._way(lanes, state)
         out, state = run(query, key, value, seq, lanes, carry, state, log_decay, eps, own)
         out = out.astype(value.dtype)
         self.sow("intermediates", "outer", out)
         return out, state
+
+    def _way(self, lanes: L.Lanes, state: Any) -> Callable:
+        """The method that computes these lanes."""
+        if self.over_pairs(lanes):
+            tree = self.form == CHUNKED and state is None
+            return self._over_tree if tree else self._over_pairs
+        return self._over_memory if ring.reach(lanes) is None else self._over_ring
 
     @classmethod
     def support(cls, lane: Any, among: L.Lanes | None = None) -> Support:
@@ -127,13 +130,6 @@ class LinearMixer(Mixer):
         return endpoint.mapped(pairs.Queries(query, seq, path=token),
                                pairs.Keys(key, key, seq, path=token), transport,
                                self.site().rotary_dim)
-
-    def _corrected(self, out, query, key, value, lanes, own):
-        """What a recurrence gave, with `own` for its products of a token with itself."""
-        if own is None:
-            return out
-        found = 0.0 if self.read_first else itself.product(query, key, lanes)
-        return itself.corrected(out, own, found, value, lanes)
 
     def _over_memory(self, query, key, value, seq, lanes, carry, state, log_decay, eps, own=None):
         """A state of fixed size: chunked, or token by token."""
@@ -174,7 +170,7 @@ class LinearMixer(Mixer):
             ones = jnp.ones((*query.shape[:3], 1), value.dtype)
             sums, total = linear_attention(query, repeated(key), ones, state=before[1], **plain)
             out = wide(out) / (wide(sums) + eps)
-        out = self._corrected(out, query, key, value, lanes, own)
+        out = itself.corrected(out, own, query, key, value, lanes, self.read_first)
         if state is not None:
             like = lambda new, old: jax.tree.map(lambda n, o: n.astype(o.dtype), new, old)
             state = MemoryState(like(memory, state.memory), like(total, state.total),
@@ -249,7 +245,7 @@ class LinearMixer(Mixer):
         out = endpoint.turn_values(out, seq, lanes.value, sign=-1)
         if eps is not None:
             out = out / (run(query, key, jnp.ones_like(value[..., :1]), gates) + eps)
-        out = self._corrected(out, query, key, value, lanes, own)
+        out = itself.corrected(out, own, query, key, value, lanes, self.read_first)
         return jnp.where(counts, out, jnp.nan), None
 
     def _halves(self, query, key, value, kernel, gates, starts, log_decay) -> jax.Array:
@@ -259,8 +255,8 @@ class LinearMixer(Mixer):
 
     def _gated(self, lanes: L.Lanes, log_decay) -> L.Lanes:
         """The mixer's own gate, which need not be an array yet, as one more separable bias."""
-        if isinstance(log_decay, jax.Array):  # the floor of ops.linear: -inf has no integral
-            log_decay = jnp.maximum(log_decay, math.log(jnp.finfo(log_decay.dtype).tiny))
+        if isinstance(log_decay, jax.Array):
+            log_decay = floored(log_decay)
         return lanes.replace(bias=(*lanes.bias, L.Separable(log_decay)))
 
     def empty_state(self, batch: int, max_length: int, value_heads: int, value_dim: int, dtype, *,

@@ -8,7 +8,6 @@ only on the tokens in between, where turning both by their own phases would not.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -19,6 +18,8 @@ from lcx.mixers import CHUNKED, QUADRATIC, STEP, Support, refuses
 from lcx.mixers.linear_family import LinearMixer, MemoryState, channel_decay
 from lcx.ops import endpoint, pairs
 from lcx.ops.linear import linear_attention
+from lcx.ops.linear import own as itself
+from lcx.ops.linear.decay import floored
 from lcx.ops.untied import Untied
 from lcx.types import wide, wide_dtype
 
@@ -69,12 +70,12 @@ class VectorMixer(LinearMixer):
     def _read_at(self, total: pairs.Integrals, log_decay) -> pairs.Integrals:
         if not self.read_first or total.decay is None:
             return total
-        decay = total.decay.replace(fine=total.decay.fine - _floored(log_decay))
+        decay = total.decay.replace(fine=total.decay.fine - floored(log_decay))
         return total.replace(decay=decay)
 
     def _halves(self, query, key, value, kernel, gates, starts, log_decay) -> jax.Array:
         if self.read_first:
-            own = _floored(log_decay)
+            own = floored(log_decay)
             fade = gates - own
             key, value, own = (_next(a, starts) for a in (key, value, own))
             key, gates, kernel = key * jnp.exp(fade), own + fade, jnp.roll(kernel, -1, axis=0)
@@ -130,7 +131,7 @@ class VectorMixer(LinearMixer):
             **rows, **options, state=None if state is None else state.memory,
             form="recurrent" if self.form == STEP else "chunked")
         out = endpoint.turn_values(out[:, reads::apart], seq, lanes.value, sign=-1)
-        out = self._corrected(out, *raw, lanes, own)
+        out = itself.corrected(out, own, *raw, lanes, self.read_first)
         if state is not None:
             state = MemoryState(memory.astype(state.memory.dtype), None, last.segment, carry,
                                 last.ids)
@@ -140,7 +141,7 @@ class VectorMixer(LinearMixer):
         """The mixer's own gates, which need not be arrays yet, as a part of the transport."""
         transport, rotation, basis = lanes.transport, lanes.transport, None
         if isinstance(log_decay, jax.Array):
-            log_decay = _floored(log_decay)
+            log_decay = floored(log_decay)
         if isinstance(transport, L.Diagonal):
             rotation, basis = transport.rotation, transport.basis
             if isinstance(log_decay, jax.Array):
@@ -158,11 +159,6 @@ class VectorMixer(LinearMixer):
         if isinstance(state, MemoryState):
             state = state.replace(ids=L.nothing_seen(batch, lanes.axes).ids)
         return state
-
-
-def _floored(log_decay: jax.Array) -> jax.Array:
-    """The floor of ops.linear: -inf has no integral."""
-    return jnp.maximum(log_decay, math.log(jnp.finfo(log_decay.dtype).tiny))
 
 
 def _next(x: jax.Array, starts: jax.Array) -> jax.Array:

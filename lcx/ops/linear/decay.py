@@ -9,6 +9,11 @@ import jax.numpy as jnp
 BLOCK = 16  # per-channel gates: pairs inside a block are weighed one by one, others by matmul
 
 
+def floored(log_decay: jax.Array) -> jax.Array:
+    """Log gates as these ops take them: exp is 0 below the floor, and -inf has no integral."""
+    return jnp.maximum(log_decay, math.log(jnp.finfo(log_decay.dtype).tiny))
+
+
 class Decay(NamedTuple):
     """One chunk's transport. total [B,N,H,C,1 or K] integrates the log gates from its start;
     document [B,N,1,C] counts the segment starts, so that pairs of different segments weigh 0.
@@ -27,8 +32,7 @@ class Decay(NamedTuple):
             document = jnp.cumsum(start.astype(jnp.int32), axis=-1)[:, :, None]
         if log_decay is None:
             return cls(jnp.zeros((batch, chunks, num_heads, chunk, 1), dtype), document)
-        # exp is 0 below this floor; a sum that holds -inf would be useless for differences
-        gate = jnp.maximum(log_decay.astype(dtype), math.log(jnp.finfo(dtype).tiny))
+        gate = floored(log_decay.astype(dtype))
         if start is not None:  # no pair that counts crosses a start: keep it out of the sums
             gate = jnp.where(start[..., None, None], 0, gate)
         return cls(jnp.cumsum(jnp.swapaxes(gate, 2, 3), axis=-2), document)

@@ -23,10 +23,13 @@ def product(query: jax.Array, key: jax.Array, lanes: L.Lanes) -> jax.Array:
     return jnp.sum(wide(query) * pairs.repeat_heads(wide(key), query.shape[2]), -1)
 
 
-def corrected(out: jax.Array, own: jax.Array, found: jax.Array, value: jax.Array,
-              lanes: L.Lanes) -> jax.Array:
-    """out [B,T,H,V] of a recurrence with the product `own` [B,T,H] in place of what it `found`."""
-    weight = own - found
+def corrected(out: jax.Array, own: jax.Array | None, query: jax.Array, key: jax.Array,
+              value: jax.Array, lanes: L.Lanes, read_first: bool) -> jax.Array:
+    """out [B,T,H,V] of a recurrence, with the product `own` [B,T,H] (None: as it is) in place of
+    its own, which it has not made where it is read before the write."""
+    if own is None:
+        return out
+    weight = own - (0.0 if read_first else product(query, key, lanes))
     for bias in lanes.bias:
         if isinstance(bias, L.Toeplitz):
             here = jnp.zeros(out.shape[:2], weight.dtype)

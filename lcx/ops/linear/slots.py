@@ -8,7 +8,6 @@ decay and not after it. T fades the rows (`fade`) or reflects them (`erase`, `be
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 
 from lcx.integral import Integral, gap
 from lcx.ops.householder import householder_scores
-from lcx.ops.linear.decay import Decay
+from lcx.ops.linear.decay import Decay, floored
 
 BLOCK = 16  # pairs inside a block are weighed one by one, all others by matmul
 
@@ -58,9 +57,8 @@ def slot_memory(query: jax.Array, key: jax.Array, write: jax.Array, gate: jax.Ar
     if start is None:
         start = jnp.zeros((1, 1), bool)
     start = jnp.broadcast_to(start, (batch, length))
-    floor = lambda x: None if x is None else jnp.maximum(
-        x.astype(dtype), math.log(jnp.finfo(dtype).tiny))
-    tokens = _Tokens(query, key, write, floor(gate), start, floor(fade), erase, beta)
+    fade = None if fade is None else floored(fade.astype(dtype))
+    tokens = _Tokens(query, key, write, floored(gate.astype(dtype)), start, fade, erase, beta)
     if form == "recurrent" or length == 1:
         state, out = jax.lax.scan(_step, state, jax.tree.map(_time_first, tokens))
         return jnp.moveaxis(out, 0, 1), state

@@ -16,9 +16,10 @@ def core(inner, lanes, seq):
         factor = np.ones((length, 1))
         if lanes.temperature is not None:
             factor = row(lanes.temperature.factor, b)[:, :1]
-        term = np.where(mask, bias(inner, lanes, seq, b, 0, 1), 0.0)
+        term, log = (np.where(mask, bias(dict(of, scale=scale), lanes, seq, b, 0, 1), 0.0)
+                     for of, scale in ((inner, 1 / group), (far, 1.0)))
         near = pair_weights(inner, lanes, seq, b, 0, 1) * factor / group
         away = pair_weights(far, lanes, seq, b, 0, 1) * factor / group
-        weights = np.where(same, np.maximum(near + term, 0.0) ** 2, away * np.exp(term))
+        weights = np.where(same, np.maximum(near + term, 0.0) ** 2, away * np.exp(log))
         out[b, :, 0] = read(np.where(mask, weights, 0.0), value[b, :, 0], lanes, seq, b)
     return out
