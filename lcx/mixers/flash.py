@@ -119,7 +119,7 @@ class Flash(LinearMixer):
         out = read(near_query, keys.key[..., : self.key_dim], _square)
         out -= read(far_query, keys.key[..., self.key_dim :], _linear)
         total, far = run(far_query, far_key, value, seq, lanes, carry,
-                         None if state is None else state.far, None, None, None)
+                         None if state is None else state.far, None, None)
         return out + total / self.group, None if state is None else FlashState(near, far)
 
     def init_state(self, batch: int, max_length: int, dtype=jnp.float32) -> FlashState:

@@ -177,7 +177,7 @@ class LinearMixer(Mixer):
                                 last.segment, carry)
         return out, state
 
-    def _over_pairs(self, query, key, value, seq, lanes, carry, state, log_decay, eps, own):
+    def _over_pairs(self, query, key, value, seq, lanes, carry, state, log_decay, eps, own=None):
         """Weights of all pairs, with a cache of raw keys."""
         if log_decay is not None:
             lanes = self._gated(lanes, log_decay)
@@ -198,7 +198,7 @@ class LinearMixer(Mixer):
         """The integrals of the gates up to where a token's query reads."""
         return total
 
-    def _over_ring(self, query, key, value, seq, lanes, carry, state, log_decay, eps, own):
+    def _over_ring(self, query, key, value, seq, lanes, carry, state, log_decay, eps, own=None):
         """Near pairs one by one, far ones from a memory of what left the ring."""
         if log_decay is not None:
             lanes = self._gated(lanes, log_decay)
@@ -219,7 +219,7 @@ class LinearMixer(Mixer):
                                  chunk=self.chunk or max(_CHUNK, window))
         return out, None if state is None else RingState(after, carry)
 
-    def _over_tree(self, query, key, value, seq, lanes, carry, state, log_decay, eps, own):
+    def _over_tree(self, query, key, value, seq, lanes, carry, state, log_decay, eps, own=None):
         """Static kernels of the distance by FFT, for ids that count tokens."""
         batch, length, heads, _ = query.shape
         if log_decay is not None:
@@ -260,10 +260,12 @@ class LinearMixer(Mixer):
         return lanes.replace(bias=(*lanes.bias, L.Separable(log_decay)))
 
     def empty_state(self, batch: int, max_length: int, value_heads: int, value_dim: int, dtype, *,
-                    log_decay: Any = False, normaliser: str | None = None):
+                    log_decay: Any = False, normaliser: str | None = None,
+                    key_dim: int | None = None):
         """A memory where the scheme's lanes allow one, else a cache of `max_length` raw keys.
 
-        value_heads: heads of `mix`'s value; log_decay: whether `mix` is given one, or its shape.
+        value_heads: heads of `mix`'s value; log_decay: whether `mix` is given one, or its shape;
+        key_dim: channels of `mix`'s key, the site's if None.
         """
         site = self.site()
         lanes, carry = self.structure(batch)
@@ -277,8 +279,8 @@ class LinearMixer(Mixer):
         if log_decay:
             gate = jax.ShapeDtypeStruct((1, 1, site.num_heads), wide_dtype())
             lanes = self._gated(lanes, gate if log_decay is True else log_decay)
-        like = cache.like(lanes, batch, site.num_kv_heads, site.key_dim, value_dim, dtype,
-                          value_heads)
+        like = cache.like(lanes, batch, site.num_kv_heads, key_dim or site.key_dim, value_dim,
+                          dtype, value_heads)
         if not over_pairs:
             dim = endpoint.mapped_dim(lanes.transport, site)
             return RingState(ring.init(like, site.num_heads, dim, batch, window,
