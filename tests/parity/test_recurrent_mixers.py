@@ -1,6 +1,7 @@
 """Recurrent mixers beside transformers' layers and fla's loops: outputs and gradients."""
 
 import functools
+import importlib
 
 import flax.linen as nn
 import jax
@@ -32,7 +33,7 @@ def randomised(module, scale=0.3):
 
 
 def beside(name, reference, module, call, spec, mapping, error, limit, seq=None, slope_limit=None,
-           compared=None):
+           compared=None, slopes=True):
     """Output and gradients (of x and of every mapped parameter) of a torch module and a mixer.
 
     mapping: path in our parameters -> (torch parameter, its array in our shape); compared: path ->
@@ -44,7 +45,8 @@ def beside(name, reference, module, call, spec, mapping, error, limit, seq=None,
     x, weight = rng.normal(size=(2, B, T, D))
     told = torch.tensor(x, requires_grad=True)
     y = call(module, told)
-    (y * torch.tensor(weight)).sum().backward()
+    if slopes:
+        (y * torch.tensor(weight)).sum().backward()
 
     mixer = mixers.make(spec, position="no_pe", width=D, train_length=T)
     seq = L.sequence(1, T) if seq is None else seq
@@ -70,15 +72,17 @@ def beside(name, reference, module, call, spec, mapping, error, limit, seq=None,
         return jnp.sum(out * weight), out
 
     flat = jax.tree.map(jnp.asarray, ours("value"))
-    (_, out), (slopes, slope) = jax.jit(jax.value_and_grad(run, (0, 1), has_aux=True))(
+    (_, out), (found, slope) = jax.jit(jax.value_and_grad(run, (0, 1), has_aux=True))(
         flat, jnp.asarray(x))
     error(name, reference, f"output, {T} tokens", out, numpy(y), limit)
+    if not slopes:
+        return
     wanted, worst = ours("grad"), 0.0
-    wanted["x"], slopes["x"] = numpy(told.grad), slope
+    wanted["x"], found["x"] = numpy(told.grad), slope
     for path in wanted:
         scale = np.abs(wanted[path]).max()
         assert scale > 0, path
-        off = np.abs(np.asarray(slopes[path]) - wanted[path]) / scale
+        off = np.abs(np.asarray(found[path]) - wanted[path]) / scale
         worst = max(worst, (off * (compared or {}).get(path, 1.0)).max())
     error(name, reference, "gradients of x and all parameters, relative", worst, 0.0,
           slope_limit or limit)
@@ -112,6 +116,52 @@ def test_mlstm(transformers, error, x64):
         beside("mlstm", "xLSTM-7B layer", layer, lambda m, x: m(x)[0],
                dict(name="mlstm", chunk=chunk), mapping, error, 1e-9, slope_limit=1e-5)
         layer.zero_grad()
+
+
+@pytest.mark.parametrize("chunk", [16, 7])
+def test_mlstm_v1(transformers, source, error, x64, chunk):
+    """Steps start their frame at 0 as ours does, the authors' whole form has none there: they
+    differ by the epsilon beside the sum."""
+    import torch
+
+    source("NX-AI/xlstm/xlstm/components/ln.py",
+           ("xlstm", "xlstm.components", "xlstm.blocks", "xlstm.blocks.mlstm"))
+    xlstm = importlib.import_module("xlstm.blocks.mlstm.layer")
+    layer = randomised(xlstm.mLSTMLayer(xlstm.mLSTMLayerConfig(
+        num_heads=H, embedding_dim=D, context_length=T)))
+    cell = layer.mlstm_cell
+    cell.outnorm.residual_weight = False  # its gain is 1 + w
+    blocks = lambda w: w.swapaxes(1, 2).reshape(H, -1, 4, 4)
+    gate = lambda w: w.T.reshape(3, H, -1, H).swapaxes(0, 1)
+    same = lambda w: w
+    mapping = {
+        "up.kernel": (layer.proj_up.weight,
+                      lambda w: w.T.reshape(D, 2, H, -1).swapaxes(1, 2)),
+        "conv.kernel": (layer.conv1d.conv.weight, lambda w: w[:, 0].T),
+        "conv.bias": (layer.conv1d.conv.bias, same),
+        "query": (layer.q_proj.weight, blocks), "key": (layer.k_proj.weight, blocks),
+        "value": (layer.v_proj.weight, blocks),
+        "input_gate.kernel": (cell.igate.weight, gate), "input_gate.bias": (cell.igate.bias, same),
+        "forget_gate.kernel": (cell.fgate.weight, gate),
+        "forget_gate.bias": (cell.fgate.bias, same),
+        "norm.scale": (cell.outnorm.weight, lambda w: w.reshape(H, -1)),
+        "skip_scale": (layer.learnable_skip, lambda w: w.reshape(H, -1)),
+        "down.kernel": (layer.proj_down.weight, lambda w: w.T.reshape(H, -1, D))}
+    spec = dict(name="mlstm_v1", chunk=chunk)
+    beside("mlstm_v1", "xLSTM mLSTMLayer", layer, lambda m, x: m(x), spec, mapping, error, 2e-6,
+           slope_limit=1e-5)
+
+    def steps(module, x):
+        state, outs = {}, []
+        with torch.no_grad():
+            for t in range(T):
+                y, state = module.step(x[:, t : t + 1], **state)
+                outs.append(y)
+        return torch.cat(outs, 1)
+
+    layer.zero_grad()
+    beside("mlstm_v1", "xLSTM mLSTMLayer, its steps", layer, steps, spec, mapping, error, 1e-12,
+           slopes=False)
 
 
 def test_rwkv4(transformers, error, x64):
