@@ -22,8 +22,8 @@ class HyperbolicHope(Rope):
     ladder, damping c > max theta. In the coordinates (x1 + x2) / sqrt 2 and (x1 - x2) / sqrt 2 of a
     pair that is *two real decays*, e^(-D (c - theta)) and e^(-D (c + theta)), no oscillation: xPos
     without its rotation, and the only form that is safe to compute, as cosh overflows float32 from
-    88 radians on. With theta from 1 on down all but the fastest pair see a few tokens only; a
-    larger base does not change that, a smaller c - max theta does for the first pair.
+    88 radians on. As c is above the fastest theta, all slower pairs see a few tokens only: what
+    is far reaches a query through the first pair, if c - max theta is small.
 
     excess: c - max theta at the start, one learned number per layer (`learned`). The paper leaves c
     "learnable or predefined"; the ladder, the learned form max theta + softplus(p) and p = 0.5 are

@@ -25,9 +25,18 @@ def record(name: str) -> dict[str, Any]:
     if hasattr(lookup.module(positions.PACKAGE, name), "Embed"):
         lanes.append("embed")
     lanes += [type(value).__name__ for value in _lanes(cls(site=_SITE)).values()]
-    summary = (cls.__doc__ or "").strip().splitlines()[0]
     return {"name": name, "class": cls.structure, "lanes": lanes, "paper": cls.paper,
-            "summary": summary}
+            "summary": _opening(cls.__doc__ or "")}
+
+
+def _opening(text: str) -> str:
+    """The first lines of a docstring, up to one that ends a sentence or a paragraph."""
+    lines = []
+    for line in map(str.strip, text.strip().splitlines()):
+        lines.append(line)
+        if not line or line[-1] in ".:":
+            break
+    return " ".join(lines).strip()
 
 
 def _lanes(scheme: positions.Position):

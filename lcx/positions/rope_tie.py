@@ -9,8 +9,8 @@ from lcx.positions.rope import Rope
 
 
 class RopeTie(Rope):
-    """RoPE-Tie (kexue.fm/archives/10040): axis 0 of the id (the row) and axis 1 (the column) turn
-    different pairs of RoPE's *own* ladder, so that text, of equal ids or one axis, is RoPE.
+    """RoPE-Tie (kexue.fm/archives/10040): the row and the column of an id turn different pairs of
+    RoPE's *own* ladder, so that text, of equal ids or one axis, is RoPE.
 
     Its image ids are `lcx.spans.rope_tie`, as far from the text before as from the text behind. The
     post leaves open which pairs are whose: here 0, 2, 4, ... and 1, 3, 5, ..., as in `rope_tie_v2`.
