@@ -1,5 +1,7 @@
 """Multi-token prediction: a direct loop over tokens, what it may read, what it changes."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -30,19 +32,21 @@ def drawn(options=MODEL):
     shapes = jax.eval_shape(lambda: nn.unbox(model.init(jax.random.key(0), inputs, seq)))
     assert "losses" not in shapes
     params = jax.tree.map(lambda a: jnp.asarray(0.5 * rng.normal(size=a.shape)), shapes["params"])
-    numbers = model.init(jax.random.key(0), inputs, seq)["numbers"]
+    numbers = jax.jit(lambda: model.init(jax.random.key(0), inputs, seq)["numbers"])()
     return model, {"params": params, "numbers": numbers}, inputs, targets, seq
 
 
 def score(model, found, inputs, targets, seq):
-    (nll, _), told = model.apply(found, inputs, targets, seq, method="score", mutable=["losses"])
+    run = jax.jit(partial(model.apply, method="score", mutable=["losses"]))
+    (nll, _), told = run(found, inputs, targets, seq)
     return nll, {name: float(value[0]) for name, value in told["losses"].items()}
 
 
 def states_of(model, found, inputs, seq):
     """What the model's own head reads."""
-    seen = model.apply(found, inputs, seq, mutable=["intermediates"], capture_intermediates=(
-        lambda module, method: module.name == "final_norm"))[1]["intermediates"]
+    run = jax.jit(partial(model.apply, mutable=["intermediates"], capture_intermediates=(
+        lambda module, method: module.name == "final_norm")))
+    seen = run(found, inputs, seq)[1]["intermediates"]
     return seen["final_norm"]["__call__"][0]
 
 
@@ -61,7 +65,7 @@ def test_it_is_a_direct_loop(x64):
             for k in (1, 2):  # x_t with token t+k, as far as the document goes
                 later = np.sqrt(D) * table[text[k:]][None]
                 module = Ahead(model.layers[-1], common)
-                x, read = module.apply({"params": params[f"ahead_{k}"], "numbers": found[
+                x, read = jax.jit(module.apply)({"params": params[f"ahead_{k}"], "numbers": found[
                     "numbers"][f"ahead_{k}"]}, x[:, :len(text) - k], later,
                     alone[:len(text) - k])
                 for t in range(len(text) - k - 1):  # ... predicts token t+k+1

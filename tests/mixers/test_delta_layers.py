@@ -100,7 +100,12 @@ def test_kda_is_the_published_layer(bound, x64):
 def initial(spec, width=64):
     mixer = mixers.make(spec, position="no_pe", width=width, train_length=8)
     seq, x = L.sequence(1, 2), jnp.zeros((1, 2, width))
-    return jax.tree.map(np.asarray, nn.unbox(mixer.init(jax.random.key(0), x, seq)["params"]))
+    return drawn(lambda: mixer.init(jax.random.key(0), x, seq))
+
+
+def drawn(init):
+    """First values as one program; op by op they take ten times as long."""
+    return jax.tree.map(np.asarray, jax.jit(lambda: nn.unbox(init()["params"]))())
 
 
 def test_initial_values_of_rwkv7():
@@ -126,7 +131,7 @@ def test_initial_values_of_rwkv7():
     assert not p["out"]["kernel"].any() and not p["decay_in"]["kernel"].any()
     seq = L.sequence(1, 2)
     relay = mixer.empty_relay(x)
-    p2 = nn.unbox(mixer.init(jax.random.key(0), x, seq, relay=relay, method="relayed")["params"])
+    p2 = drawn(lambda: mixer.init(jax.random.key(0), x, seq, relay=relay, method="relayed"))
     np.testing.assert_allclose(np.ravel(p2["share_bias"])[[0, D - 1]], [0.93, 0.53], rtol=1e-6)
     assert not p2["share_in"]["kernel"].any() and p2["share"]["kernel"].shape == (32, 4, 4)
     wide = p["decay"]["kernel"].reshape(-1, 64)  # rank 32: max(32, 2.5 sqrt(64) to 32s)
