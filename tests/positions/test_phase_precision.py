@@ -68,6 +68,8 @@ def spoken(spec):
 def test_every_rotation_is_exact_to_a_million(spec):
     rotations, transport = spoken(spec)
     wanted = frequencies(spec, FAR, dim=DIM, train_length=TRAINED)
+    if not rotations:  # by head: the next test; Sandwich's cosines: test_static_biases
+        assert transport is None or isinstance(transport, L.ContentRotation)
     for rotation in rotations:
         axes = 1 if rotation.axis is None else max(rotation.axis) + 1
         ids = jnp.asarray(np.repeat(IDS[None, :, None], axes, -1), jnp.float32)
@@ -84,6 +86,22 @@ def test_every_rotation_is_exact_to_a_million(spec):
             with jax.enable_x64(True):
                 moved = np.asarray(here(IDS, jnp.float64))
             assert off(angle, moved, wanted) < 1e-5, one.__name__
+
+
+@pytest.mark.parametrize("name, heads", [("multi_head_rope", 8), ("lrpe_rope", 4)])
+def test_rotations_by_head_are_exact_to_a_million(name, heads):
+    """They come as phases, not as a frequency; text turns whole heads, or each at its own rates."""
+    scheme, x = make(name, dim=DIM, heads=heads), jnp.zeros((1, len(IDS), WIDTH), jnp.bfloat16)
+    seq = L.sequence(1, len(IDS), ids=IDS[None, :, None])
+    run = jax.jit(lambda: scheme.init_with_output(
+        jax.random.key(0), x, seq, scheme.init_carry(1), method="lanes")[0][0].transport.phase)
+    angle, pairs = run(), DIM // 2
+    assert angle.dtype == jnp.float32 and angle.shape == (1, len(IDS), heads, pairs)
+    rates = np.tile(theta(DIM), (heads, 1))
+    if name == "lrpe_rope":
+        rates = 1e4 ** (-2.0 * np.arange(heads * pairs) / (heads * DIM)).reshape(heads, pairs)
+    for head in range(heads):
+        assert off(angle[0, :, head], IDS[:, None], rates[head]) < 1e-5
 
 
 @pytest.mark.parametrize("spec", [
