@@ -57,6 +57,8 @@ def test_later_layers_read_the_values_of_the_first_as_their_gates_say(x64):
     for later in rest:
         np.testing.assert_allclose(later, first, rtol=0, atol=1e-12)
     found = drawn(model, share=-60.0)
+    np.testing.assert_array_equal(values(model, found)[0], first)  # no gate reaches the first
+    assert np.abs(first).max() > 0.1
     alone = model_of(pattern=[{"mixer": {**one["mixer"], **more}} for one, more in zip(
         PATTERN, [dict(value_residual=False), {}, dict(value_residual=False)])])
     bare = jax.eval_shape(lambda: nn.unbox(
