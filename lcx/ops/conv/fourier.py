@@ -57,16 +57,16 @@ class Monarch:
         x = x.reshape(x.shape[0], used, self.columns, -1)
         outer = _roots(np.arange(used), np.arange(self.rows // 2 + 1), self.rows)
         inside = [_einsum("bnmc,nk->bkmc", x, part.astype(x.dtype)) for part in _parts(outer)]
-        real, imag = _times(inside, self._twiddle().conj(), x.dtype)
-        real, imag = _product((real, imag), self._inner().conj())
+        real, imag = _times(inside, self._twiddle(), x.dtype)
+        real, imag = _product((real, imag), self._inner())
         return put_back(jax.lax.complex(real, imag))
 
     def signal(self, spectrum: jax.Array, axis: int, first: int, count: int) -> jax.Array:
         """Frequencies -> the real samples first .. first + count - 1 on that axis."""
         y, put_back = _at_middle(spectrum, axis)
         y = y.reshape(y.shape[0], -1, self.columns, y.shape[-1])
-        inside = _product((y.real, y.imag), self._inner())
-        inside = _times(inside, self._twiddle(), y.real.dtype)
+        inside = _product((y.real, y.imag), self._inner().conj())
+        inside = _times(inside, self._twiddle().conj(), y.real.dtype)
         rows = np.arange(first // self.columns, -(-(first + count) // self.columns))
         half = np.arange(self.rows // 2 + 1)
         mirrored = np.where(half % (self.rows // 2) == 0, 1.0, 2.0)[:, None]  # rows k and -k
@@ -77,10 +77,10 @@ class Monarch:
 
     def _inner(self) -> np.ndarray:
         place = np.arange(self.columns)
-        return _roots(place, place, self.columns).conj()
+        return _roots(place, place, self.columns)
 
     def _twiddle(self) -> np.ndarray:
-        return _roots(np.arange(self.rows // 2 + 1), np.arange(self.columns), self.size).conj()
+        return _roots(np.arange(self.rows // 2 + 1), np.arange(self.columns), self.size)
 
 
 def naive(x: np.ndarray, size: int) -> np.ndarray:
