@@ -234,9 +234,14 @@ def test_op(name, untuned):
     mine = {n: off(half[n], exact[n]) for n in half}
     print(f"\n| {name} | lcx, bfloat16 | " + " | ".join(f"{n} {e:.1e}" for n, e in mine.items()),
           "|")
-    found = theirs(chunk, torch.bfloat16)
+    assert max(mine.values()) < 2e-2, mine
+    try:
+        found = theirs(chunk, torch.bfloat16)
+    except RuntimeError as refused:  # what the library itself knows to be wrong here
+        if "produces incorrect results" not in str(refused):
+            raise
+        pytest.skip(f"{chunk[1]} alone was not compared: {refused}")
     errors = {n: off(found[n], exact[n]) for n in found}
     print(f"\n| {name} | {chunk[1]}, bfloat16 | " + " | ".join(
         f"{n} {e:.1e}" for n, e in errors.items()), "|")
-    assert max(mine.values()) < 2e-2, mine
     assert max(errors.values()) < 2e-2, errors
