@@ -8,6 +8,7 @@ import numpy as np
 from lcx import lanes as L
 from lcx import mixers
 from lcx.mixers.linear_family import LinearMixer
+from tests.mixer_cases import close  # noqa: F401
 
 B, T, H, K, V, D = 2, 21, 4, 6, 3, 16
 SEGMENT = np.array([[1] * 8 + [2] * 1 + [3] * 12, [1] * 13 + [2] * 8])
@@ -89,11 +90,6 @@ def pairs_loop(q, k, v, weight, normaliser=None):
                 if normaliser:
                     out[b, i, h] /= total + 1e-6
     return out
-
-
-def close(got, want, tolerance=1e-11):
-    want = np.asarray(want)
-    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * max(1.0, np.abs(want).max()))
 
 
 def layer(name, position="no_pe", form="auto", **options):

@@ -90,6 +90,19 @@ def agree(found, tolerance=1e-10):
         np.testing.assert_allclose(found[name], found[first], rtol=0, atol=tolerance, err_msg=name)
 
 
+def close(got, wanted, tolerance=1e-11):
+    """Equal up to tolerance times the scale of what is wanted, or times 1 where that is smaller.
+
+    `pytest -s -v` prints the error.
+    """
+    got, wanted = np.asarray(got), np.asarray(wanted)
+    assert np.isfinite(got).all() and got.shape == np.broadcast_shapes(got.shape, wanted.shape)
+    scale = np.abs(wanted).max()
+    error = np.abs(got - wanted).max()
+    print(f"[largest error {error:.1e} of {scale:.1e}]", end=" ")
+    assert error <= tolerance * max(1.0, scale), f"{error:.2e} > {tolerance:g} x {scale:.2e}"
+
+
 def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 

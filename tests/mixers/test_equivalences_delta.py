@@ -9,6 +9,7 @@ from lcx import lanes as L
 from lcx import positions
 from lcx.mixers.delta_family import DeltaMixer
 from lcx.mixers.linear_family import LinearMixer
+from tests import mixer_cases as cases
 
 B, T, H, K, V, D = 2, 21, 2, 4, 3, 8
 SEGMENT = np.array([[1] * 8 + [2] * 1 + [3] * 12, [1] * 13 + [2] * 8])
@@ -51,7 +52,7 @@ def run(query, key, value, lanes=None, form="auto", **options):
 
 def close(got, wanted):
     assert np.abs(wanted).max() > 0.1
-    np.testing.assert_allclose(got, wanted, atol=1e-12)
+    cases.close(got, wanted, 1e-12)
 
 
 def alibi():
@@ -125,8 +126,7 @@ def test_e22_delta_product_of_two_writes_is_twice_as_many_tokens(draw):
             k, v, b = (np.asarray(a[:, t, n]) for a in twice)
             error = v - np.einsum("bhkv,bhk->bhv", memory, k)
             memory = memory + np.einsum("bh,bhk,bhv->bhkv", b, k, error)
-        np.testing.assert_allclose(got[:, t], np.einsum("bhkv,bhk->bhv", memory, query[:, t]),
-                                   atol=1e-12)
+        cases.close(got[:, t], np.einsum("bhkv,bhk->bhv", memory, query[:, t]), 1e-12)
 
 
 @pytest.mark.parametrize("form", FORMS)

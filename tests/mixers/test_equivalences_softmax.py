@@ -27,7 +27,7 @@ def drawn(spec, position="no_pe"):
 
 
 def same(got, wanted, atol=1e-12):
-    np.testing.assert_allclose(got, wanted, atol=atol)
+    cases.close(got, wanted, atol)
     assert np.abs(wanted).max() > 0.01
 
 
@@ -40,7 +40,7 @@ def test_e6_constant_fox_gates_are_alibi(x64):
     alibi = drawn(spec, "alibi")
     own = {k: v for k, v in found["params"].items() if k != "position"}
     same(output(spec, {**found, "params": params}, "fox"),
-         output(spec, {**alibi, "params": own}, "alibi"), atol=1e-6)  # slopes are held in float32
+         output(spec, {**alibi, "params": own}, "alibi"))
 
 
 def test_e7_constant_wall_gates_are_xpos_without_its_rotation(x64):
@@ -118,7 +118,7 @@ def test_e26_stick_breaking_with_its_remainder_has_rows_of_sum_one(x64):
     found, seq, x = drawn(spec), cases.packed(), cases.inputs()
     found["params"]["value"] = {"kernel": jnp.zeros((cases.D, 2, 8)), "bias": jnp.ones((2, 8))}
     shown = lambda spec: cases.captured(cases.build(spec), found, x, seq)[2]
-    np.testing.assert_allclose(shown({**spec, "remainder": True}), 1.0, atol=1e-12)
+    cases.close(shown({**spec, "remainder": True}), 1.0, 1e-12)
     less = shown(spec)
     assert (less < 1).all() and (less[:, cases.starts()] == 0).all()
 

@@ -9,8 +9,9 @@ from lcx.mixers import hyena, s4d
 from lcx.ops import pairs
 from lcx.ops.linear import linear_attention, quadratic
 from tests import mixer_cases as cases
+from tests.mixers.test_gated_convolutions import HYENA
 from tests.mixers.test_lru import LRU
-from tests.mixers.test_lti import HYENA, S4D, rotation
+from tests.mixers.test_lti import S4D, rotation
 from tests.mixers.test_mamba3 import MAMBA3, layer
 
 
@@ -27,16 +28,15 @@ def test_e12_mamba2_with_turned_keys_is_mamba3_under_eulers_rule(x64):
     mixer, seq = cases.build(MAMBA3), cases.packed()
     found, x = always_present(cases.variables(mixer, seq), cases.inputs())
     y, inner, outer = cases.captured(mixer, found, x, seq)
-    np.testing.assert_allclose(y, layer(found["params"], np.asarray(x), share=np.ones((2, 11, 2))),
-                               atol=1e-9)
+    cases.close(y, layer(found["params"], np.asarray(x), share=np.ones((2, 11, 2))), 1e-12)
     p = jax.tree.map(np.asarray, found["params"])
     step = np.log1p(np.exp(np.einsum("btd,dh->bth", x, p["step"]["kernel"]) + p["step_bias"]))
     value = np.einsum("btd,dhv->bthv", x, p["value"]["kernel"])
-    np.testing.assert_allclose(inner["value"], step[..., None] * value, atol=1e-12)
+    cases.close(inner["value"], step[..., None] * value, 1e-12)
     ssd, _ = linear_attention(*(jnp.asarray(inner[n]) for n in ("query", "key", "value")),
                               log_decay=jnp.asarray(inner["log_decay"]),
                               start=jnp.asarray(cases.starts())[None])
-    np.testing.assert_allclose(outer, ssd, atol=1e-11)
+    cases.close(outer, ssd, 1e-12)
 
 
 def test_e12_angles_that_do_not_change_are_rope(x64):
@@ -54,7 +54,7 @@ def test_e12_angles_that_do_not_change_are_rope(x64):
     still = {**p, "angle": dict(kernel=jnp.zeros_like(p["angle"]["kernel"]))}
     rope = L.Lanes(rotation(angles, interleaved=True))
     turned = cases.captured(mixer, {"params": still}, x, seq, rope)[0]
-    np.testing.assert_allclose(turned, y, atol=1e-9)
+    cases.close(turned, y, 1e-12)
 
 
 def test_e13_a_turn_of_values_under_a_constant_decay_is_the_lru(x64):
@@ -76,7 +76,7 @@ def test_e13_a_turn_of_values_under_a_constant_decay_is_the_lru(x64):
         got = quadratic.attend(pairs.Queries(one, seq, total),
                                pairs.Keys(one, value, seq.replace(length=None), total), lanes,
                                rotary_dim=0)
-        np.testing.assert_allclose(got[:, :, 0], outer[:, :, head], atol=1e-9)
+        cases.close(got[:, :, 0], outer[:, :, head], 1e-12)
 
 
 def test_e16_a_linear_bias_widens_hyenas_window(x64):
@@ -95,7 +95,7 @@ def test_e16_a_linear_bias_widens_hyenas_window(x64):
     finally:
         hyena.Implicit.one = kept
     assert np.abs(plain.apply(found, x, seq)[0] - wanted).max() > 1e-4
-    np.testing.assert_allclose(biased, wanted, atol=1e-11)
+    cases.close(biased, wanted, 1e-12)
 
 
 def test_e17_ids_over_s_are_a_step_over_s(x64):
@@ -111,5 +111,5 @@ def test_e17_ids_over_s_are_a_step_over_s(x64):
     at = jnp.sum(jnp.real(whole.weight * jnp.exp(
         jnp.arange(9.0)[:, None, None, None] / s * whole.log_pole)), -1)
     absorbed = s4d.held(pole, read * constant, step / s)
-    np.testing.assert_allclose(absorbed.taps(9), at, atol=1e-13)
+    cases.close(absorbed.taps(9), at, 1e-13)
     assert np.abs(slow.taps(9) - at).max() > 1e-3

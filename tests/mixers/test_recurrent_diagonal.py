@@ -79,8 +79,7 @@ def test_e14_a_separable_bias_is_a_shift_of_the_log_gate(spec, x64):
     found, x = cases.variables(mixer, seq), cases.inputs()
     _, inner, outer = cases.captured(mixer, found, x, seq)
     slope = np.array([2.0**-4, 2.0**-8])[:, None]  # of two heads
-    np.testing.assert_allclose(
-        outer, recurrence(np.exp(inner["log_decay"] - slope), inner["value"]), atol=1e-12)
+    cases.close(outer, recurrence(np.exp(inner["log_decay"] - slope), inner["value"]), 1e-12)
 
 
 @pytest.mark.parametrize("position,forms", [
