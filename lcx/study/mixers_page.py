@@ -107,8 +107,10 @@ def _costs(costs: Sequence[Mapping[str, str]]) -> list[str]:
         "chunked form where there is one. FLOPs are those of the matrix products, counted through "
         "loops (element-wise work, which is all of a diagonal recurrence, is left out); MiB is the "
         "temporary memory that XLA plans. FLOPs per token that do not grow are a cost linear in "
-        "the length; memory that grows no faster than the length is that of the activations. The "
-        "sparse patterns of attention are masks: what they leave out is computed all the same.", "",
+        "the length; memory that grows no faster than the length is that of the activations. A "
+        "window reads its own keys alone (`streaming_attention` as it is has one as long as the "
+        "text); the sparse patterns of attention and the choices of `moba` and `nsa` are masks: "
+        "what they leave out is computed all the same.", "",
         "| mixer | form | " + " | ".join(head) + " |", "|---|---|" + "---:|" * len(head)]
     for mixer in dict.fromkeys(c["mixer"] for c in costs):
         found = [by.get((mixer, length)) for length in lengths]
