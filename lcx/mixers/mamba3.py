@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -16,6 +18,7 @@ from lcx.mixers import Support
 from lcx.mixers.linear_family import KeysState, LinearMixer, MemoryState
 from lcx.mixers.mamba2 import _step_bias
 from lcx.ops import endpoint, pairs
+from lcx.ops.linear import own as itself
 from lcx.types import wide, wide_dtype
 
 
@@ -41,8 +44,9 @@ class Mamba3(LinearMixer):
     rope_fraction / 2 state_dim interleaved pairs turn by the sum of pi tanh(W_p x) step.
 
     As weights of pairs, token j counts l_j step_j + (1 - l_{j+1}) step_{j+1} for all later readers
-    and l_j step_j for itself, so that one linear attention and a correction of the diagonal do it.
-    A scheme's pair m is pair m of the mixer, whatever channels they are: angles add.
+    and l_j step_j for itself, so that one linear attention with a diagonal of its own does it.
+    A scheme's pair m is pair m of the mixer, whatever channels they are: angles add. A
+    pairwise bias reads queries and keys that have not been turned.
     """
 
     num_heads: int = 4
@@ -54,12 +58,9 @@ class Mamba3(LinearMixer):
     paper: ClassVar[str] = "arXiv:2603.15569"
     examples: ClassVar[tuple[dict, ...]] = (
         dict(state_dim=8), dict(state_dim=12, head_dim=6, num_groups=2, rope_fraction=1.0))
-    supports = {
-        **LinearMixer.supports,
-        L.FeatureMap: Support(reason="its features would have to turn by the mixer's own angles"),
-        L.Pairwise: Support(reason="a token's own weight counts apart, and its kernel gives rows"),
-        L.ValueTable: Support(reason="a token's own weight counts apart, its table's row with it"),
-    }
+    supports = {**LinearMixer.supports, L.FeatureMap: Support(
+        reason="a map turns pairs of its own making, which the mixer's own angles do not leave "
+               "together")}
 
     @classmethod
     def support(cls, lane: Any, among: L.Lanes | None = None) -> Support:
@@ -97,11 +98,14 @@ class Mamba3(LinearMixer):
         def normed(name):
             y = Dense((self.num_groups, size), ("kv_heads", "state"), name=name)(x)
             y = pairs.repeat_heads(RmsNorm("state", 1e-5, name=f"{name}_norm")(y), heads)
-            bias = number(f"{name}_bias", nn.initializers.ones_init(), "state", shape=(heads, size))
-            return endpoint.rotate(wide(y) + bias, angle, size, interleaved=True)
+            return wide(y) + number(f"{name}_bias", nn.initializers.ones_init(), "state",
+                                    shape=(heads, size))
 
         lanes, carry = self.see(x, seq, None if state is None else state.core.carry, shared)
-        query, key = (_laid_out(normed(name), lanes).astype(x.dtype) for name in ("query", "key"))
+        query, key = normed("query"), normed("key")
+        lanes = _reading(lanes, query, key)
+        query, key = (_laid_out(endpoint.rotate(a, angle, size, interleaved=True), lanes)
+                      .astype(x.dtype) for a in (query, key))
         if isinstance(lanes.transport, L.Householder):  # in the frame that turns with the mixer
             vector = wide(pairs.repeat_heads(lanes.transport.vector, heads))
             vector = jnp.broadcast_to(vector, query.shape)
@@ -112,13 +116,12 @@ class Mamba3(LinearMixer):
         own, trail = share * step, (1 - share) * step
         if state is not None:
             state = state.replace(core=_written(state, trail[:, 0]))
-        following = _following(trail, seq)
-        y, core = self.mix(query, key, ((own + following)[..., None] * value).astype(x.dtype), seq,
-                           lanes, carry, None if state is None else state.core,
-                           log_decay=-rate * step)
-        extra = following * _own_weight(query, key, lanes, seq)
+        written = ((own + _following(trail, seq))[..., None] * key).astype(x.dtype)
+        y, core = self.mix(query, written, value, seq, lanes, carry,
+                           None if state is None else state.core, log_decay=-rate * step,
+                           own=own * itself.product(query, key, lanes))
         skip = number("skip", nn.initializers.ones_init())
-        y = (wide(y) + (skip - extra)[..., None] * value).astype(x.dtype) * nn.silu(gate)
+        y = (wide(y) + skip[..., None] * value).astype(x.dtype) * nn.silu(gate)
         out = Dense((self.width,), ("width",), ("heads", "head_dim"), scale=self.output_scale,
                     name="out")(y)
         if state is not None:
@@ -133,6 +136,11 @@ class Mamba3(LinearMixer):
         core = self.empty_state(batch, max_length, heads, dim, dtype, log_decay=True)
         nothing = lambda size: jnp.zeros((batch, heads, size), wide_dtype())
         return Mamba3State(core, nothing(self._angles()), nothing(self.state_dim), nothing(dim))
+
+    def structure(self, batch: int = 1) -> tuple[L.Lanes, Any]:
+        lanes, carry = super().structure(batch)
+        raw = jax.ShapeDtypeStruct((batch, 1, self.num_heads, self.state_dim), wide_dtype())
+        return _reading(lanes, raw, raw), carry
 
     def _angles(self) -> int:
         return int(self.state_dim * self.rope_fraction) // 2
@@ -168,50 +176,55 @@ def _following(trail: jax.Array, seq: L.Sequence) -> jax.Array:
     return jnp.where(same[..., None], after, 0.0)
 
 
-def _own_weight(query, key, lanes: L.Lanes, seq: L.Sequence) -> jax.Array:
-    """The weight [B,T,H] of a token for itself: no transport acts, a static bias does."""
-    rotation = getattr(lanes.transport, "rotation", lanes.transport)
-    if isinstance(rotation, L.Rotation):
-        query = endpoint.amplified(query, rotation)
-    weight = jnp.sum(wide(query) * wide(key), -1)
-    nowhere = jnp.zeros(seq.ids.shape[:2], weight.dtype)
-    for bias in lanes.bias:
-        if isinstance(bias, L.Rowwise):
-            weight = weight * jnp.exp(bias.kernel(bias.params, nowhere, seq.ids[..., 0]))
-        elif isinstance(bias, L.Toeplitz):
-            weight = weight * jnp.exp(bias.kernel(bias.params, nowhere))
-    return weight
-
-
 def _held(key, value, seq: L.Sequence, lanes: L.Lanes, core: Any) -> tuple[jax.Array, jax.Array]:
     """The last token's key and value [B,1,H,*] as the core holds them: turned by its own place, but
-    in a cache of raw keys."""
-    transport = getattr(lanes.transport, "rotation", lanes.transport)
+    raw where it holds keys."""
     seq, key, value = seq[-1:], key[:, -1:], value[:, -1:]
+    if not isinstance(core, MemoryState):
+        return key, value
+    transport = getattr(lanes.transport, "rotation", lanes.transport)
     if isinstance(transport, (L.Rotation, L.ContentRotation)):
         path = pairs.path_of(transport)
         path = None if path is None else path.replace(phase=path.phase[:, -1:])
         last = pairs.Keys(key, value, seq, path=path)
         query = pairs.Queries(key, seq, path=path)
         key = endpoint.mapped(query, last, transport, key.shape[-1])[1]
-    return key, value if isinstance(core, KeysState) else endpoint.turn_values(
-        value, seq, lanes.value)
+    return key, endpoint.turn_values(value, seq, lanes.value)
 
 
 def _written(state: Mamba3State, trail: jax.Array):
     """The core's state after the other half of the last token's write, trail [B,H] times it."""
-    core, value = state.core, trail[..., None] * state.value
+    core, key = state.core, trail[..., None] * state.key
     if isinstance(core, MemoryState):
-        return core.replace(memory=core.memory + jnp.einsum("bhk,bhv->bhkv", state.key, value))
+        return core.replace(memory=core.memory + jnp.einsum("bhk,bhv->bhkv", key, state.value))
     if isinstance(core, KeysState):
-        return core.replace(cache=_added(core.cache, core.cache.used - 1, value))
-    newest = core.ring.keys.keys.value.shape[1] - 1  # a ring slides: it is the last slot
-    return core.replace(ring=core.ring.replace(keys=_added(core.ring.keys, newest, value)))
+        return core.replace(cache=_added(core.cache, core.cache.used - 1, key))
+    newest = core.ring.keys.keys.key.shape[1] - 1  # a ring slides: it is the last slot
+    return core.replace(ring=core.ring.replace(keys=_added(core.ring.keys, newest, key)))
 
 
-def _added(cache, slot, value: jax.Array):
-    """A cache with value [B,H,V] added to what one of its slots holds."""
-    held = cache.keys.value
+def _added(cache, slot, key: jax.Array):
+    """A cache with key [B,H,K] added to what one of its slots holds."""
+    held = cache.keys.key
     here = (jnp.arange(held.shape[1]) == slot)[None, :, None, None]
-    added = jnp.where(here, value[:, None], 0.0).astype(held.dtype)
-    return cache.replace(keys=cache.keys.replace(value=held + added))
+    added = jnp.where(here, key[:, None], 0.0).astype(held.dtype)
+    return cache.replace(keys=cache.keys.replace(key=held + added))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unturned:
+    """A pairwise kernel that reads the queries and keys among its extras, not those of the core."""
+
+    kernel: Callable
+
+    def __call__(self, params, tile: L.Tile) -> jax.Array:
+        (of_query, query, _), (of_key, _, key) = tile.query_extras, tile.key_extras
+        return self.kernel(params, dataclasses.replace(
+            tile, query=query, key=key, query_extras=of_query, key_extras=of_key))
+
+
+def _reading(lanes: L.Lanes, query: Any, key: Any) -> L.Lanes:
+    """Lanes whose pairwise biases read query and key [B,T,H,K]."""
+    return lanes.replace(bias=tuple(
+        bias.replace(kernel=_Unturned(bias.kernel), extras=(bias.extras, query, key))
+        if isinstance(bias, L.Pairwise) else bias for bias in lanes.bias))

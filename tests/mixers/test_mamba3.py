@@ -114,10 +114,9 @@ def test_mamba3_starts_as_published():
 
 
 def test_mamba3_says_what_is_not_there():
-    for position in ("wall", "cope"):
-        mixer, x = cases.build(MAMBA3, position), cases.inputs()
-        with pytest.raises(Unimplemented):
-            jax.eval_shape(lambda m=mixer, x=x: m.init(jax.random.key(0), x, cases.packed()))
+    mixer, x = cases.build(MAMBA3, "wall"), cases.inputs()
+    with pytest.raises(Unimplemented):
+        jax.eval_shape(lambda: mixer.init(jax.random.key(0), x, cases.packed()))
     with pytest.raises(ConfigError, match="pair to turn"):
         cases.build(dict(MAMBA3, state_dim=2)).init(jax.random.key(0), cases.inputs(),
                                                     cases.packed())
