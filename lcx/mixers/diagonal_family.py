@@ -109,9 +109,13 @@ class DiagonalMixer(Mixer):
         return L.advance(seq.replace(ids=ids_read(seq, lanes)), last)
 
     def recur(self, log_decay: jax.Array, value: jax.Array, seq: L.Sequence, lanes: L.Lanes,
-              step: jax.Array, starts: jax.Array, memory: Any):
-        """log_decay (<= 0), value [B,T,H,K] -> h [B,T,H,K] wide and the next memory (or None)."""
-        self.sow("intermediates", "inner", dict(log_decay=log_decay, value=value, lanes=lanes))
+              step: jax.Array, starts: jax.Array, memory: Any, own: jax.Array | None = None):
+        """log_decay (<= 0), value [B,T,H,K] -> h [B,T,H,K] wide and the next memory (or None).
+
+        own: radians [.,T,H,P] by which the mixer turns them, beside a `Piecewise` transport.
+        """
+        self.sow("intermediates", "inner", dict(log_decay=log_decay, value=value, lanes=lanes,
+                                                own=own))
         if isinstance(lanes.transport, L.Diagonal):
             fade = wide(lanes.transport.increment)
             spare = value.shape[-1] - fade.shape[-1]
@@ -128,7 +132,7 @@ class DiagonalMixer(Mixer):
                 window = memory.value.shape[1]
             out, memory = ring_scan(
                 log_decay, value, ids_read(seq, lanes), pair_of(lanes), window or value.shape[1],
-                rotation=turn_of(lanes, seq, step), start=starts, state=memory,
+                rotation=turn_of(lanes, seq, step), own=own, start=starts, state=memory,
                 form=_FORM[self.form])
         elif self.form == QUADRATIC and rotation is None:
             out, memory = diagonal_scan(log_decay, value, start=starts, state=before,

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from lcx import lanes as L
 from lcx.errors import ConfigError
 from lcx.layers import Dense
-from lcx.mixers import Support
 from lcx.mixers.diagonal_family import DiagonalMixer
 from lcx.ops import pairs
 from lcx.ops.scan.of_lanes import turning
@@ -37,6 +36,7 @@ class Lru(DiagonalMixer):
 
     paper: ClassVar[str] = "arXiv:2303.06349"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(num_heads=2, state_dim=12, radius=(0.5, 0.9)))
+    turns = True
 
     def site(self) -> L.Site:
         channels = self.state_dim or self.width
@@ -46,11 +46,10 @@ class Lru(DiagonalMixer):
         return L.Site(self.num_heads, self.num_heads, dim, dim, self.width, self.train_length,
                       value_dim=dim)
 
-    @classmethod
-    def support(cls, lane: Any, among: L.Lanes | None = None) -> Support:
-        if isinstance(lane, L.Piecewise):
-            return Support(reason="near and far ids beside the mixer's own turn of every token")
-        return super().support(lane, among)
+    def structure(self, batch: int = 1) -> tuple[L.Lanes, Any]:
+        lanes, carry = super().structure(batch)
+        count = self.site().value_dim // 2
+        return jax.eval_shape(lambda lanes: _of_channels(lanes, count), lanes), carry
 
     @nn.compact
     def __call__(self, x: jax.Array, seq: L.Sequence, state: Any = None,
@@ -67,10 +66,10 @@ class Lru(DiagonalMixer):
 
         lanes, carry = self.see(x, seq, None if state is None else state.carry, shared)
         step, starts, last = self.advance(seq, lanes, state, x.shape[0])
-        turned, decay = self._turned(lanes, jnp.exp(turn), -jnp.exp(rate), step, starts)
+        turned, decay, own = self._turned(lanes, jnp.exp(turn), -jnp.exp(rate), step, starts)
         value = value.reshape(*x.shape[:2], heads, -1)
         out, memory = self.recur(jnp.broadcast_to(decay, value.shape), value, seq, turned, step,
-                                 starts, None if state is None else state.memory)
+                                 starts, None if state is None else state.memory, own)
         out = Dense((self.width,), ("width",), ("heads", None, "head_dim"),
                     scale=math.sqrt(2.0) * self.output_scale, name="out")(
                         out.astype(x.dtype).reshape(*x.shape[:2], heads, 2, count))
@@ -83,9 +82,15 @@ class Lru(DiagonalMixer):
         return self.empty_state(batch, max_length)
 
     def _turned(self, lanes: L.Lanes, turn: jax.Array, decay: jax.Array, step, starts):
-        """Lanes in which lambda turns too, by turn [H,N], and log gates [1 or B,T,H,2N] with what
-        fades inside. Channels are all real parts, then all imaginary ones."""
+        """Lanes in which lambda turns too, by turn [H,N], log gates [1 or B,T,H,2N] with what fades
+        inside, and those turns where the lanes cannot hold them. Channels are all real parts, then
+        all imaginary ones."""
         transport, count = lanes.transport, turn.shape[-1]
+        if isinstance(transport, L.Piecewise):
+            decay = jnp.broadcast_to(jnp.concatenate([decay, decay], -1),
+                                     (*starts.shape, self.num_heads, 2 * count))
+            return _of_channels(lanes, count), decay, jnp.broadcast_to(
+                turn, (1, starts.shape[1], *turn.shape))
         rotation, angle, interleaved = turning(lanes), jnp.zeros((1, 1, 1, 0)), False
         if rotation is not None:
             interleaved = rotation.interleaved
@@ -104,7 +109,7 @@ class Lru(DiagonalMixer):
             first = jnp.swapaxes(first, -1, -2) if interleaved else first
             halves = [first, rest.reshape(*rest.shape[:-1], 2, count - turned)]
             decay = decay + jnp.concatenate(halves, -1).reshape(fade.shape)
-        return L.Lanes(L.ContentRotation(None, angle), lanes.bias), decay
+        return L.Lanes(L.ContentRotation(None, angle), lanes.bias), decay, None
 
     def _nu(self, key, shape, dtype=jnp.float32):
         least, most = (radius**2 for radius in self.radius)
@@ -113,3 +118,15 @@ class Lru(DiagonalMixer):
 
     def _theta(self, key, shape, dtype=jnp.float32):
         return jnp.log(self.max_phase * jax.random.uniform(key, shape, dtype))
+
+
+def _of_channels(lanes: L.Lanes, count: int) -> L.Lanes:
+    """Lanes in which pair m of a piecewise rotation is channel m of `count`: (m, m + count)."""
+    if not isinstance(lanes.transport, L.Piecewise):
+        return lanes
+    rotation = lanes.transport.rotation
+    spare = count - rotation.frequency.shape[-1]
+    axis = None if rotation.axis is None else (*rotation.axis, *[0] * spare)
+    rotation = rotation.replace(frequency=jnp.pad(rotation.frequency, [(0, 0), (0, spare)]),
+                                axis=axis, interleaved=False)
+    return lanes.replace(transport=lanes.transport.replace(rotation=rotation))

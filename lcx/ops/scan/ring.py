@@ -6,7 +6,8 @@ where the weight w of a pair is any function of its two ids, and so is the angle
 which each token brings turn_tj = a_tj - a_{t-1,j}. From `window` tokens on, w must be a constant
 and the turn one that the token alone decides; the sum over those far inputs is a recurrence like
 any other, `window` tokens late. Near inputs are carried along, age by age, for all tokens at once:
-a product of 2 x 2 matrices has no closed form where the two gates of a pair differ.
+a product of 2 x 2 matrices has no closed form where the two gates of a pair differ. A mixer whose
+own tokens turn what they meet (`own`) adds that to every turn.
 """
 
 from __future__ import annotations
@@ -62,19 +63,24 @@ def init_ring(batch: int, window: int, heads: int, dim: int, angles: int | None,
 
 
 def ring_scan(log_decay: jax.Array, value: jax.Array, ids: jax.Array, pair: Pair, window: int, *,
-              rotation: jax.Array | None = None, start: jax.Array | None = None,
-              state: RingState | None = None, form: str | None = None):
+              rotation: jax.Array | None = None, own: jax.Array | None = None,
+              start: jax.Array | None = None, state: RingState | None = None,
+              form: str | None = None):
     """The recurrence of this module: value [B,T,H,K] -> h [B,T,H,K] and the next state or None.
 
     log_decay [B,T,H,K] <= 0; ids [.,T,A]; rotation [.,T,.,P]: radians by which a token turns the
-    inputs that have no angle of their own, and the far ones; start [.,T] bool: of a segment; form:
-    "scan" goes token by token, others choose the form of the far recurrence. An input that is
-    `window` tokens old while pair.far does not hold makes h NaN: a state cannot forget it.
+    inputs that have no angle of their own, and the far ones; own [.,T,H,P]: radians by which it
+    turns all of them besides; start [.,T] bool: of a segment; form: "scan" goes token by token,
+    others choose the form of the far recurrence. An input that is `window` tokens old while
+    pair.far does not hold makes h NaN: a state cannot forget it.
     """
     if form == "scan" and value.shape[1] > 1:
-        return _token_by_token(log_decay, value, ids, pair, window, rotation, start, state)
+        return _token_by_token(log_decay, value, ids, pair, window, rotation, own, start, state)
     length, found = value.shape[1], None
-    tokens = (value, jnp.broadcast_to(log_decay, value.shape), ids, rotation,
+    if own is not None:
+        rotation = own if rotation is None else rotation + own
+    tokens = (value, jnp.broadcast_to(log_decay, value.shape), ids,
+              rotation if pair.angle is None else own,
               jnp.zeros((1, length), bool) if start is None else start)
     out, enter, ring = _young(tokens, pair, window)
     if state is not None:
@@ -98,7 +104,8 @@ def _moved(held, token, pair: Pair):
     turn = rotation
     if pair.angle is not None:
         new = pair.angle(reader, ids)
-        turn, angle = new - angle, new
+        turn, angle = (new - angle)[..., None, :], new
+        turn = turn if rotation is None else turn + rotation
     if turn is not None:
         value = rotate(value, turn, value.shape[-1], pair.interleaved)
     value = jnp.where(start[..., None, None], 0, jnp.exp(decay) * value)
@@ -177,7 +184,7 @@ def _old(tokens, pair: Pair, window: int, state: RingState):
     return out, enter, jax.tree.map(lambda a: a[:, count:], held)
 
 
-def _token_by_token(log_decay, value, ids, pair, window, rotation, start, state):
+def _token_by_token(log_decay, value, ids, pair, window, rotation, own, start, state):
     """The naive twin: one token after another."""
     batch, length, heads, dim = value.shape
     whole = state
@@ -185,12 +192,12 @@ def _token_by_token(log_decay, value, ids, pair, window, rotation, start, state)
         angles = None if pair.angle is None else pair.angle(ids[:1, :1], ids[:1, :1]).shape[-1]
         whole = init_ring(batch, window, heads, dim, angles, ids.shape[-1], value.dtype)
     start = jnp.zeros((1, length), bool) if start is None else start
-    tokens = (jnp.broadcast_to(log_decay, value.shape), value, ids, rotation, start)
+    tokens = (jnp.broadcast_to(log_decay, value.shape), value, ids, rotation, own, start)
 
     def step(held, token):
-        log_decay, value, ids, rotation, start = jax.tree.map(lambda a: a[:, None], token)
-        out, held = ring_scan(log_decay, value, ids, pair, window, rotation=rotation, start=start,
-                              state=held)
+        log_decay, value, ids, rotation, own, start = jax.tree.map(lambda a: a[:, None], token)
+        out, held = ring_scan(log_decay, value, ids, pair, window, rotation=rotation, own=own,
+                              start=start, state=held)
         return held, out[:, 0]
 
     tokens = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), tokens)

@@ -47,6 +47,8 @@ def core(inner, lanes, seq):
                         change = (pair_angles(pieces, ids, t, j)
                                   - pair_angles(pieces, ids, t - 1, j))
                         state = turn(change, size, pieces.rotation.interleaved) @ state
+                    if inner.get("own") is not None:
+                        state = turn(-row(inner["own"], b)[t, h], size, False) @ state
                     gate = np.exp(log_decay[b, t, h] + increment(steps, b, t, h))
                     moved = value_step(lanes, seq, b, t, size)
                     state = gate * (step_matrix(steps, seq, b, h, heads, t, size) @ moved @ state)
