@@ -45,8 +45,9 @@ class Mamba3(LinearMixer):
 
     As weights of pairs, token j counts l_j step_j + (1 - l_{j+1}) step_{j+1} for all later readers
     and l_j step_j for itself, so that one linear attention with a diagonal of its own does it.
-    A scheme's pair m is pair m of the mixer, whatever channels they are: angles add. A
-    pairwise bias reads queries and keys that have not been turned.
+    A scheme's pair m is pair m of the mixer, whatever channels they are: angles add. What
+    reads queries and keys, a pairwise bias or a feature map, reads those that have not been turned;
+    the mixer then turns pairs (m, m + half) of the features, with which such maps commute.
     """
 
     num_heads: int = 4
@@ -58,9 +59,6 @@ class Mamba3(LinearMixer):
     paper: ClassVar[str] = "arXiv:2603.15569"
     examples: ClassVar[tuple[dict, ...]] = (
         dict(state_dim=8), dict(state_dim=12, head_dim=6, num_groups=2, rope_fraction=1.0))
-    supports = {**LinearMixer.supports, L.FeatureMap: Support(
-        reason="a map turns pairs of its own making, which the mixer's own angles do not leave "
-               "together")}
 
     @classmethod
     def support(cls, lane: Any, among: L.Lanes | None = None) -> Support:
@@ -104,8 +102,18 @@ class Mamba3(LinearMixer):
         lanes, carry = self.see(x, seq, None if state is None else state.core.carry, shared)
         query, key = normed("query"), normed("key")
         lanes = _reading(lanes, query, key)
-        query, key = (_laid_out(endpoint.rotate(a, angle, size, interleaved=True), lanes)
-                      .astype(x.dtype) for a in (query, key))
+        if isinstance(lanes.transport, L.FeatureMap):
+            query, key = endpoint.mapped(pairs.Queries(_halves(query, size), seq),
+                                         pairs.Keys(_halves(key, size), value, seq),
+                                         lanes.transport, size)
+            spare = query.shape[-1] // 2 - angle.shape[-1]
+            turned = jnp.pad(angle, [(0, 0)] * 3 + [(0, spare)])
+            query, key = (endpoint.rotate(a, turned, a.shape[-1]) for a in (query, key))
+            lanes = lanes.replace(transport=None)
+        else:
+            query, key = (_laid_out(endpoint.rotate(a, angle, size, interleaved=True), lanes)
+                          for a in (query, key))
+        query, key = query.astype(x.dtype), key.astype(x.dtype)
         if isinstance(lanes.transport, L.Householder):  # in the frame that turns with the mixer
             vector = wide(pairs.repeat_heads(lanes.transport.vector, heads))
             vector = jnp.broadcast_to(vector, query.shape)
@@ -133,9 +141,11 @@ class Mamba3(LinearMixer):
 
     def init_state(self, batch: int, max_length: int, dtype=jnp.float32) -> Mamba3State:
         heads, dim = self.num_heads, self._head_dim()
-        core = self.empty_state(batch, max_length, heads, dim, dtype, log_decay=True)
+        features = endpoint.mapped_dim(self.structure()[0].transport, self.site())
+        core = self.empty_state(batch, max_length, heads, dim, dtype, log_decay=True,
+                                key_dim=features)
         nothing = lambda size: jnp.zeros((batch, heads, size), wide_dtype())
-        return Mamba3State(core, nothing(self._angles()), nothing(self.state_dim), nothing(dim))
+        return Mamba3State(core, nothing(self._angles()), nothing(features), nothing(dim))
 
     def structure(self, batch: int = 1) -> tuple[L.Lanes, Any]:
         lanes, carry = super().structure(batch)
@@ -163,8 +173,13 @@ def _laid_out(x: jax.Array, lanes: L.Lanes) -> jax.Array:
         return x
     if rotation.interleaved:
         return x
-    pairs, rest = x[..., :2 * count], x[..., 2 * count:]
-    return jnp.concatenate([pairs[..., 0::2], pairs[..., 1::2], rest], -1)
+    return _halves(x, 2 * count)
+
+
+def _halves(x: jax.Array, width: int) -> jax.Array:
+    """Pairs (2m, 2m + 1) of the leading `width` channels as (m, m + width / 2)."""
+    turned, rest = x[..., :width], x[..., width:]
+    return jnp.concatenate([turned[..., 0::2], turned[..., 1::2], rest], -1)
 
 
 def _following(trail: jax.Array, seq: L.Sequence) -> jax.Array:
