@@ -14,6 +14,7 @@ from lcx.cli import main
 from lcx.config import apply, load, validate
 from lcx.model import build_model
 from lcx.train.program import build_program
+from tests.test_model_decode import greedy_agrees, model_of
 
 PATH = Path(__file__).parent.parent / "configs" / "hybrids.py"
 SPEC = importlib.util.spec_from_file_location("hybrids", PATH)
@@ -36,19 +37,31 @@ def test_the_order_of_the_paper(name, wanted):
     assert "".join(letters[m] for m in mixers(hybrids.HYBRIDS[name](64))) == wanted
 
 
+def one_of_each(name):
+    """A layer of each kind of a hybrid, with two heads."""
+    pattern = hybrids.HYBRIDS[name](16)
+    small = []
+    for one in (pattern[mixers(pattern).index(kind)] for kind in dict.fromkeys(mixers(pattern))):
+        spec = dict(name=one["mixer"]) if isinstance(one["mixer"], str) else dict(one["mixer"])
+        if "num_heads" in lookup.fields(lookup.find("lcx.mixers", spec["name"])):
+            spec["num_heads"] = 2
+        small.append({**one, "mixer": spec})
+    return small
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hybrid_generates_the_argmax_of_its_whole_pass(name):
+    small = one_of_each(name)
+    greedy_agrees(model_of(pattern=small, depth=2 * len(small)))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_hybrid_builds_and_takes_a_step(name):
     """One layer of each kind, tiny; the shipped size is built by shape."""
     full = load(f"{PATH}:{name}")
     build_model(dict(full.experiment.model.to_dict(), vocab_size=11), 128)
-    pattern = hybrids.HYBRIDS[name](16)
-    kinds = [pattern[mixers(pattern).index(kind)] for kind in dict.fromkeys(mixers(pattern))]
-    small = []
-    for one in kinds:
-        spec = dict(name=one["mixer"]) if isinstance(one["mixer"], str) else dict(one["mixer"])
-        if "num_heads" in lookup.fields(lookup.find("lcx.mixers", spec["name"])):
-            spec["num_heads"] = 2
-        small.append({**one, "mixer": spec})
+    small = one_of_each(name)
     config = validate(apply(full, {
         "experiment.model.pattern": small, "experiment.model.depth": len(small),
         "experiment.model.width": 16, "experiment.model.vocab_size": 11,
