@@ -90,14 +90,14 @@ class MlstmV1(MlstmMixer):
 
     def _blocks(self, name: str, init, x: jax.Array) -> jax.Array:
         """A block-diagonal map of each head's channels [B,T,H,V]."""
-        heads, dim = x.shape[2:]
-        kernel = self.param(name, nn.with_logical_partitioning(init, ("heads", None, None, None)),
-                            (heads, dim // self.block, self.block, self.block))
+        shape = (x.shape[2], x.shape[3] // self.block, self.block, self.block)
+        axes = ("heads", "width", None, None)  # "width", so that fsdp alone splits them too
+        kernel = self.param(name, nn.with_logical_partitioning(init, axes), shape)
         apart = x.reshape(*x.shape[:3], -1, self.block)
         return jnp.einsum("bthni,hnio->bthno", apart, kernel.astype(x.dtype)).reshape(x.shape)
 
     def _gate(self, name: str, bias, told: jax.Array) -> jax.Array:
         """A gate of each head, of all heads' q, k and v [B,T,H,3,V], wide."""
-        return wide(Dense((self.num_heads,), ("heads",), ("heads", None, "value_dim"),
+        return wide(Dense((self.num_heads,), ("heads",), ("heads", None, "width"),
                           use_bias=True, bias_init=bias, init=nn.initializers.zeros_init(),
                           name=name)(told))
