@@ -14,9 +14,10 @@ from lcx import lanes as L
 from lcx.errors import ConfigError
 from lcx.layers import Dense
 from lcx.mixers.kernel_family import empty_cache, remember
-from lcx.mixers.linear_family import SUPPORTS, LinearMixer
+from lcx.mixers.linear_family import LinearMixer, MemoryState, RingState
 from lcx.ops import endpoint
-from lcx.ops.attention import pointwise
+from lcx.ops.attention import cache, pointwise
+from lcx.ops.linear import ring
 from lcx.types import wide, wide_dtype
 
 FLOOR = 1e-6  # of the sum of weights
@@ -53,7 +54,6 @@ class Cosformer(LinearMixer):
     head_dim: int | None = None
     max_length: int | None = None
 
-    supports = SUPPORTS
     paper: ClassVar[str] = "arXiv:2202.08791"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(num_heads=2, head_dim=8, max_length=40))
 
@@ -74,7 +74,8 @@ class Cosformer(LinearMixer):
         lanes, carry = self.see(x, seq, None if state is None else state.carry, shared)
         self.sow("intermediates", "inner", {"core": {"cosine": dict(
             query=query, key=key, value=value, max_length=self._period(), index=seq.index)}})
-        run = self._pairs if self.over_pairs(lanes) else self._memories
+        over_pairs = self._way(lanes, state) == self._over_pairs
+        run = self._pairs if over_pairs else self._memories
         out, state = run(query, key, value, seq, lanes, carry, state)
         out = out.astype(x.dtype)
         self.sow("intermediates", "outer", out)
@@ -98,7 +99,8 @@ class Cosformer(LinearMixer):
             """sum_j w_ij cos(a_i - a_j) v_j and the memory after it."""
             waves = (values[..., None, :] * wave.astype(values.dtype))
             flat = waves.reshape(*values.shape[:3], -1)
-            out, core = self._over_memory(query, key, flat, seq, lanes, carry, core, None, None)
+            run = self._way(lanes, core)
+            out, core = run(query, key, flat, seq, lanes, carry, core, None, None)
             out = wide(out).reshape(*out.shape[:3], *waves.shape[-2:])
             return jnp.sum(out * wave, -2), core
 
@@ -131,8 +133,16 @@ class Cosformer(LinearMixer):
         empty = lambda size: self.empty_state(batch, max_length, site.num_heads, size, dtype)
         if lanes.transport is None:
             return CosformerState(empty(2 * site.value_dim + 2), None)
-        total = jnp.zeros((batch, site.num_heads, site.key_dim, 2), wide_dtype())
-        return CosformerState(empty(2 * site.value_dim), empty(2).replace(memory=total))
+        bare = lanes.replace(transport=None)  # of the sums, whose weights have none
+        window = ring.reach(bare)
+        if window is None:
+            total = jnp.zeros((batch, site.num_heads, site.key_dim, 2), wide_dtype())
+            sums = MemoryState(total, None, L.nothing_seen(batch).segment, carry)
+        else:
+            like = cache.like(bare, batch, site.num_kv_heads, site.key_dim, 2, dtype)
+            sums = RingState(ring.init(like, site.num_heads, site.key_dim, batch, window, False),
+                             carry)
+        return CosformerState(empty(2 * site.value_dim), sums)
 
 
 def _weigh(z, bias, queries, keys, rows, *, period):

@@ -15,14 +15,24 @@ import numpy as np
 
 from lcx import lanes as L
 from lcx.mixers import CHUNKED, QUADRATIC, STEP, Support
-from lcx.mixers.linear_family import EPS, SUPPORTS, KeysState, LinearMixer, MemoryState
+from lcx.mixers.linear_family import (
+    EPS,
+    FAR_SUPPORTS,
+    SUPPORTS,
+    KeysState,
+    LinearMixer,
+    MemoryState,
+    RingState,
+)
 from lcx.ops import endpoint, pairs
 from lcx.ops.attention import cache, pointwise
+from lcx.ops.linear import ring
 from lcx.types import wide, wide_dtype
 
 _POWERS = "unimplemented: a reflection of every power of the keys"
 KERNEL_SUPPORTS = {
     **SUPPORTS,
+    **{lane: FAR_SUPPORTS[lane] for lane in (L.EventuallyConstant, L.Toeplitz)},
     L.Householder: Support((QUADRATIC,), {CHUNKED: _POWERS, STEP: _POWERS}),
     L.Temperature: Support((QUADRATIC, CHUNKED, STEP)),
 }
@@ -44,14 +54,16 @@ class KernelMixer(LinearMixer):
         self.sow("intermediates", "inner", {"core": {"kernel": dict(
             query=query, key=key, value=value, scale=scale, coefficients=self.coefficients,
             normaliser=EPS)}})
-        run = self._kernel_over_pairs if self.over_pairs(lanes) else self._kernel_over_memory
+        over_pairs = self._way(lanes, state) == self._over_pairs
+        run = self._kernel_over_pairs if over_pairs else self._kernel_over_features
         out, state = run(query, key, value, seq, lanes, carry, state, scale)
         out = out.astype(value.dtype)
         self.sow("intermediates", "outer", out)
         return out, state
 
-    def _kernel_over_memory(self, query, key, value, seq, lanes, carry, state, scale):
-        """The polynomial as features; the sum of the weights is one more channel of the values."""
+    def _kernel_over_features(self, query, key, value, seq, lanes, carry, state, scale):
+        """The polynomial as a product of features, which is linear attention; the sum of the
+        weights is one more channel of the values."""
         query = query * scale
         if lanes.temperature is not None:
             query = query * lanes.temperature.factor[..., None].astype(query.dtype)
@@ -69,7 +81,8 @@ class KernelMixer(LinearMixer):
         query, key = (powers(x, self.coefficients) for x in (query, key))
         value = jnp.concatenate([value, jnp.ones_like(value[..., :1])], -1)
         lanes = lanes.replace(transport=diagonal, temperature=None)
-        out, state = self._over_memory(query, key, value, seq, lanes, carry, state, None, None)
+        run = self._way(lanes, state)
+        out, state = run(query, key, value, seq, lanes, carry, state, None, None)
         out = wide(out)
         return out[..., :-1] / (out[..., -1:] + EPS), state
 
@@ -92,8 +105,17 @@ class KernelMixer(LinearMixer):
             return empty_cache(lanes, carry, site, batch, max_length, value_dim, dtype)
         dim = endpoint.mapped_dim(getattr(lanes.transport, "rotation", lanes.transport), site)
         size = powers(jnp.zeros((dim,)), self.coefficients).shape[-1]
-        memory = jnp.zeros((batch, site.num_heads, size, value_dim + 1), wide_dtype())
-        return MemoryState(memory, None, L.nothing_seen(batch).segment, carry)
+        window = ring.reach(lanes)
+        if window is None:
+            memory = jnp.zeros((batch, site.num_heads, size, value_dim + 1), wide_dtype())
+            return MemoryState(memory, None, L.nothing_seen(batch).segment, carry)
+        diagonal = None
+        if isinstance(lanes.transport, L.Diagonal):
+            diagonal = jax.eval_shape(lambda gates: L.Diagonal(power_increments(
+                gates, dim, self.coefficients)), lanes.transport.increment)
+        like = cache.like(lanes.replace(transport=diagonal), batch, site.num_kv_heads, size,
+                          value_dim + 1, dtype)
+        return RingState(ring.init(like, site.num_heads, size, batch, window, False), carry)
 
 
 def remember(query, key, value, seq, lanes, carry, state: KeysState | None):

@@ -18,8 +18,9 @@ from lcx.errors import ConfigError, Unimplemented
 from lcx.layers import Dense
 from lcx.mixers import CHUNKED, QUADRATIC, STEP, Support
 from lcx.mixers.kernel_family import empty_cache
-from lcx.mixers.linear_family import EPS, SUPPORTS, LinearMixer
+from lcx.mixers.linear_family import EPS, LinearMixer
 from lcx.ops import endpoint, pairs
+from lcx.ops.linear import ring
 from lcx.types import wide, wide_dtype
 
 
@@ -57,7 +58,7 @@ class Performer(LinearMixer):
     floor: float = 1e-4
 
     family = "kernel"
-    supports = {**SUPPORTS, L.Temperature: Support((QUADRATIC, CHUNKED, STEP))}
+    supports = {**LinearMixer.supports, L.Temperature: Support((QUADRATIC, CHUNKED, STEP))}
     paper: ClassVar[str] = "arXiv:2009.14794"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(num_heads=2, head_dim=8, num_features=12))
 
@@ -99,13 +100,17 @@ class Performer(LinearMixer):
         lanes = lanes.replace(temperature=None)
         self.sow("intermediates", "inner", {"core": {"linear": dict(
             query=query, key=key, value=value, log_decay=log_decay, normaliser=EPS, lanes=lanes)}})
-        run = self._over_pairs if self.over_pairs(lanes) else self._over_memory
+        run = self._way(lanes, core)
         out, core = run(query, key, value, seq, lanes, carry, core, log_decay, EPS)
         out = out.astype(x.dtype)
         self.sow("intermediates", "outer", out)
         out = Dense((self.width,), ("width",), ("heads", "head_dim"), scale=self.output_scale,
                     name="out")(out)
         return out, None if state is None else state.replace(core=core)
+
+    def over_pairs(self, lanes: L.Lanes) -> bool:
+        """As in the family; what acts inside the features leaves no ring of keys."""
+        return super().over_pairs(lanes) or self.inside and ring.reach(lanes) is not None
 
     def _peaks(self, exponent, seq, state):
         """Running maximum [B,T,H] of the keys' exponents, and how much each step lowers the past.
