@@ -26,14 +26,12 @@ from lcx.types import wide, wide_dtype
 _TURNS = Support((QUADRATIC, CHUNKED, STEP), code="R10", reason=(
     "gates that differ inside a pair do not commute with its rotation: each token's transition "
     "turns, then fades"))
-_UNTIED = "unimplemented: a ring buffer of near keys whose far state turns with untied gates"
 VECTOR_SUPPORTS = {
     **LinearMixer.supports,
     L.Rotation: _TURNS,
     L.ContentRotation: _TURNS,
     L.FeatureMap: refuses("R10", "a map of the endpoints is no transition that fades channel by "
                           "channel: the weight of a pair would depend on where it stands"),
-    L.Piecewise: Support((QUADRATIC,), {CHUNKED: _UNTIED, STEP: _UNTIED}),
 }
 
 
@@ -59,8 +57,12 @@ class VectorMixer(LinearMixer):
 
     @classmethod
     def factors(cls, transport: Any, lane: Any) -> bool:
-        """As in the family: a turn between gates is no map of the query and of the key."""
-        return transport is None or isinstance(transport, L.Diagonal) and not transport.rotation
+        """As in the family: a turn between gates is no map of the query and of the key, though a
+        ring can follow it where ids decide it."""
+        if transport is None or isinstance(transport, L.Diagonal) and not transport.rotation:
+            return True
+        near = isinstance(lane, (L.Piecewise, L.EventuallyConstant))
+        return near and isinstance(transport, (L.Piecewise, L.Rotation))
 
     def over_pairs(self, lanes: L.Lanes) -> bool:
         """As in the family, but a path transport has no form over pairs: one chunk stands in."""

@@ -75,6 +75,74 @@ def scores(query: jax.Array, key: jax.Array, query_ids: jax.Array, keys: Any, tr
     return total
 
 
+def far_reads(queries: Any, keys: Any, transport: Untied, before: jax.Array) -> jax.Array:
+    """`pairs.Queries` as they meet, all far, a memory in front of the slots of `keys`: [B,T,H,K].
+
+    before [B,A]: ids of the token at which that memory stands.
+    """
+    rotation, map_query, map_key = _far(transport)
+    ids, heads = queries.seq.ids, queries.query.shape[2]
+    ahead = L.phase(rotation, map_query(ids) - map_key(ids))
+    query = endpoint.rotate(wide(queries.query), ahead, queries.query.shape[-1],
+                            rotation.interleaved)
+    query = endpoint.amplified(query, rotation)
+    steps, increment = _framed(keys, transport, before, heads, behind=False)
+    size = query.shape[-1]
+    units = _units(query, size)
+    units = jnp.pad(units, [(0, 0), (0, steps.shape[1] - size), (0, 0), (0, 0)])
+    place = queries.slot + size
+    if transport.read_first:
+        own = place + jnp.arange(query.shape[1])
+        query = endpoint.rotate(query, -steps[:, own], size, rotation.interleaved)
+        place = place - 1
+    scores = untied_scores(query, units, increment, steps, offset=place,
+                           interleaved=rotation.interleaved)
+    return jnp.swapaxes(scores[..., :size], 1, 2)
+
+
+def to_end(keys: Any, heads: int, transport: Untied, before: jax.Array):
+    """Keys [B,S,H,K] as a memory at their last slot holds them, all far, and what it holds of one
+    that stood `before` them: a map [B,H,K,K] of its rows."""
+    rotation, _, _ = _far(transport)
+    key = jnp.repeat(wide(keys.key), heads // keys.key.shape[2], axis=2)
+    steps, increment = _framed(keys, transport, before, heads, behind=True)
+    size = key.shape[-1]
+    units = _units(key, size)
+    scores = untied_scores(units, jnp.concatenate([units, key, units], 1), increment, steps,
+                           offset=size + key.shape[1], interleaved=rotation.interleaved)
+    moved = jnp.moveaxis(scores[..., size:-size], 2, -1)  # [B,H,S,K]
+    return jnp.swapaxes(moved, 1, 2), scores[..., :size]
+
+
+def _far(transport: Untied):
+    """The rotation, and the id maps of queries and keys, of pairs that are far apart."""
+    rotation = transport.rotation
+    if isinstance(rotation, L.Rotation):
+        return rotation, lambda ids: ids, lambda ids: ids
+    maps = rotation.pieces[rotation.far]
+    return rotation.rotation, *(lambda ids, f=f: f(rotation.params, ids) for f in maps)
+
+
+def _units(like: jax.Array, size: int) -> jax.Array:
+    """Unit vectors [B,K,H,K], one in each slot."""
+    eye = jnp.eye(size, dtype=like.dtype)[:, None]
+    return jnp.broadcast_to(eye, (like.shape[0], size, like.shape[2], size))
+
+
+def _framed(keys, transport: Untied, before: jax.Array, heads: int, behind: bool):
+    """Angles [B,*,1,P] and log gates [B,*,H,K] of the slots of `keys`, far, with as many slots in
+    front (and behind) as there are channels, in which nothing moves."""
+    rotation, _, map_key = _far(transport)
+    ids = map_key(jnp.concatenate([before[:, None], keys.seq.ids], 1))
+    first = keys.seq.segment != jnp.roll(keys.seq.segment, 1, axis=1)
+    first &= jnp.arange(first.shape[1]) > 0
+    step = jnp.where(first[..., None], 0.0, ids[:, 1:] - ids[:, :-1])
+    increment = keys.path.increment
+    size = increment.shape[-1]
+    frame = [(0, 0), (size, size if behind else 0), (0, 0), (0, 0)]
+    return jnp.pad(-L.phase(rotation, step)[:, :, None], frame), jnp.pad(increment, frame)
+
+
 def _steps(seq: L.Sequence, ids: jax.Array) -> jax.Array:
     """What the ids [.,S,A] of consecutive slots differ by; 0 where a document starts."""
     step = ids - jnp.roll(ids, 1, axis=1)

@@ -14,7 +14,7 @@ from flax import struct
 
 from lcx import lanes as L
 from lcx.integral import gap
-from lcx.ops import endpoint, pairs
+from lcx.ops import endpoint, pairs, untied
 from lcx.ops.attention import cache
 from lcx.ops.linear import quadratic
 from lcx.types import wide
@@ -35,7 +35,9 @@ class Ring:
 def reach(lanes: L.Lanes) -> int | None:
     """Distance of ids from which all pairs are far; None where no lane tells near from far, or
     where there is no such distance."""
-    windows = [lane.window for lane in (lanes.transport, *lanes.bias)
+    turns = lanes.transport
+    turns = turns.rotation if isinstance(turns, untied.Untied) else turns
+    windows = [lane.window for lane in (turns, *lanes.bias)
                if isinstance(lane, (L.Piecewise, L.EventuallyConstant))]
     return max(1, *windows) if windows and None not in windows else None
 
@@ -101,8 +103,12 @@ def _piece(state: Ring, queries, new, lanes, rotary_dim, eps, window):
             constant = bias.kernel(bias.params, jnp.where(reads, distance, float(window)))
             factor = factor * jnp.exp(wide(constant))
     factor = jnp.where(reads[..., None], factor, 0.0)
-    far = _mapped(queries, None, lanes.transport, rotary_dim)
-    far = far * _channels(_fall(queries.integral.decay, integral.decay), heads, far.shape[-1])
+    mixed = isinstance(lanes.transport, untied.Untied)
+    if mixed:
+        far = untied.far_reads(queries.replace(slot=slot), keys, lanes.transport, ids)
+    else:
+        far = _mapped(queries, None, lanes.transport, rotary_dim)
+        far = far * _channels(_fall(queries.integral.decay, integral.decay), heads, far.shape[-1])
     out += jnp.einsum("bthk,bhkv->bthv", far * factor[..., None], state.memory)
     if eps is not None:
         total += jnp.einsum("bthk,bhkv->bthv", wide(queries.query) * factor[..., None],
@@ -119,21 +125,23 @@ def _piece(state: Ring, queries, new, lanes, rotary_dim, eps, window):
     each = jnp.where(joins[..., None], _fall(end.integral.bias, leaving.integral.bias), 0.0)
     value = pairs.repeat_heads(leaving.value, heads)
 
-    def join(memory, key, fade, value, transport):
-        across = _channels(_fall(end.integral.decay, integral.decay) if transport else 1.0, heads,
-                           key.shape[-1])
-        across = across if isinstance(across, float) else across[:, 0, :, :, None]
-        fade = _channels(fade, heads, key.shape[-1])
-        key = pairs.repeat_heads(wide(key), heads) * fade * each[..., None]
-        return (keep[..., None, None] * across * memory
-                + jnp.einsum("bthk,bthv->bhkv", key, wide(value)))
+    def join(memory, key, value):
+        key = pairs.repeat_heads(wide(key), heads) * each[..., None]
+        return keep[..., None, None] * memory + jnp.einsum("bthk,bthv->bhkv", key, wide(value))
 
-    fade = _fall(end.integral.decay, leaving.integral.decay)
-    key = _mapped(None, leaving, lanes.transport, rotary_dim)
-    memory = join(state.memory, key, fade, value, True)
-    total = state.total
+    if mixed:
+        key, across = untied.to_end(leaving, heads, lanes.transport, ids)
+        memory = jnp.einsum("bhkl,bhlv->bhkv", across, state.memory)
+    else:
+        key = pairs.repeat_heads(_mapped(None, leaving, lanes.transport, rotary_dim), heads)
+        key = key * _channels(_fall(end.integral.decay, leaving.integral.decay), heads,
+                              key.shape[-1])
+        across = _channels(_fall(end.integral.decay, integral.decay), heads, key.shape[-1])
+        across = across if isinstance(across, float) else across[:, 0, :, :, None]
+        memory = across * state.memory
+    memory, total = join(memory, key, value), state.total
     if total is not None:
-        total = join(total, leaving.key, 1.0, jnp.ones_like(value[..., :1]), False)
+        total = join(total, leaving.key, jnp.ones_like(value[..., :1]))
     return Ring(kept, memory, total, _last(end)), out
 
 
