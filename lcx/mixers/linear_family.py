@@ -78,7 +78,7 @@ class LinearMixer(Mixer):
         is not query times key (None: it is); not beside a normaliser.
         """
         if normaliser not in ("sum", None) or normaliser and own is not None:
-            raise ConfigError(f"normaliser={normaliser!r}: choose None, or 'sum' without own")
+            raise ConfigError(f"normaliser={normaliser!r}: choose 'sum' or None, and None with own")
         eps = EPS if normaliser else None
         if log_decay is not None:
             log_decay = jnp.broadcast_to(wide(log_decay), query.shape[: self.gate_rank])
