@@ -35,6 +35,15 @@ def integrate(increment: jax.Array, before: Integral | None = None) -> Integral:
     return total
 
 
+def fallen(gap: jax.Array) -> jax.Array:
+    """A gap between log gates with whatever belongs to a masked, future pair kept finite.
+
+    Gates only fall, so a pair that counts rises by rounding at most; its slope must survive that,
+    and `minimum(gap, 0)` would cut it. What rises by more than 1 is of the future.
+    """
+    return jnp.where(gap > 1.0, 0.0, gap)
+
+
 def gap(later: Integral, earlier: Integral) -> jax.Array:
     """Sum of increments between two tokens, element by element (shapes that broadcast)."""
     return (later.coarse - earlier.coarse) / _COARSE + (later.fine - earlier.fine)

@@ -16,7 +16,7 @@ from flax import struct
 
 from lcx import lanes as L
 from lcx.errors import ConfigError
-from lcx.integral import Integral, integrate, separable_gap
+from lcx.integral import Integral, fallen, integrate, separable_gap
 from lcx.mixers import CHUNKED, QUADRATIC, STEP, Mixer, Support, refuses
 from lcx.ops import pairs
 from lcx.ops.attention import cache
@@ -217,7 +217,7 @@ def _over_pairs(log_decay, value, seq, lanes, memory, chunk):
         queries = pairs.Queries(jnp.zeros((1, 1, heads, 0)), seq)
         allowed = pairs.mask(seq, keys.seq)
         bias = pairs.log_bias(queries, keys, static, allowed, 1.0)[:, :, None]  # [B,H,1,T,S]
-        gap = jnp.minimum(separable_gap(total, keys.integral.bias), 0.0)  # the future is masked
+        gap = fallen(separable_gap(total, keys.integral.bias))  # the future is masked
         gap = gap.reshape(batch, heads, size, *gap.shape[-2:])
         weights = jnp.where(allowed[:, None, None], jnp.exp(gap + bias), 0.0)
         return jnp.moveaxis(jnp.sum(weights * inputs, -1), -1, 1)

@@ -13,7 +13,7 @@ from flax import struct
 
 from lcx import lanes as L
 from lcx.errors import ConfigError
-from lcx.integral import Integral, integrate, separable_gap
+from lcx.integral import Integral, fallen, integrate, separable_gap
 from lcx.layers import Dense, token_before
 from lcx.mixers import CHUNKED, QUADRATIC, STEP, Mixer, Support, refuses
 from lcx.ops import conv, pairs
@@ -156,7 +156,7 @@ class Rwkv4(Mixer):
             seq, total = tokens
             allowed = pairs.mask(seq, keys.seq)
             own = seq.order[..., :, None] == keys.seq.order[..., None, :]
-            gap = jnp.minimum(separable_gap(total, keys.integral.bias), 0.0)
+            gap = fallen(separable_gap(total, keys.integral.bias))
             log = gap.reshape(gap.shape[0], *shape, *gap.shape[-2:])
             queries = pairs.Queries(jnp.zeros((1, 1, shape[0], 0)), seq)
             bias = pairs.log_bias(queries, keys, static, allowed, 1.0)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from lcx.integral import Integral, gap
+from lcx.integral import Integral, fallen, gap
 
 BLOCK = 16  # queries that share one reference point
 
@@ -28,7 +28,7 @@ def decayed_scores(query: jax.Array, key: jax.Array, query_decay: Integral, key_
         return jnp.pad(x, pad, mode="edge").reshape(x.shape[0], blocks, BLOCK, *x.shape[2:])
 
     repeat = lambda x: jnp.repeat(x, heads // x.shape[-2], axis=-2)
-    fall = lambda a, b: repeat(jnp.exp(jnp.minimum(gap(a, b), 0.0)))
+    fall = lambda a, b: repeat(jnp.exp(fallen(gap(a, b))))
     at = lambda integral, index: jax.tree.map(lambda a: a[index], integral)
     query, query_decay = split(query), jax.tree.map(split, query_decay)
     entry = at(query_decay, (slice(None), slice(None), slice(0, 1)))  # [B,blocks,1,N,K]

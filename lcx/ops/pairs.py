@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lcx import lanes as L
-from lcx.integral import Integral, integrate, separable_gap
+from lcx.integral import Integral, fallen, integrate, separable_gap
 from lcx.ops import endpoint, untied
 from lcx.ops.decayed import decayed_scores
 from lcx.ops.householder import householder_scores
@@ -136,8 +136,7 @@ def log_bias(queries: Queries, keys: Keys, biases: tuple, allowed: jax.Array,
                     continue  # all separable increments were summed before they were integrated
                 integrated = True
                 # future pairs would be positive; they are masked, so keep them harmless
-                term = jnp.minimum(
-                    separable_gap(queries.integral.bias, keys.integral.bias), 0.0)
+                term = fallen(separable_gap(queries.integral.bias, keys.integral.bias))
             case L.Toeplitz():
                 distance = pair_distance(queries.seq, keys.seq)
                 term = jnp.moveaxis(wide(bias.kernel(bias.params, distance)), -1, 1)

@@ -55,6 +55,8 @@ def _forms_today(position, mixer) -> bool:
 
 CLASSES = grid("native", "partial", also=[*TOGETHER, *((plain(m), m) for m in FIRST)],
                today=_forms_today)
+SLOPES = [pytest.param(plain(m), m, id=f"{name_of(plain(m))}-{name_of(m)}",
+                       marks=() if leads(m, LARGE) else pytest.mark.full) for m in FIRST]
 ALIVE_LANES = grid("native", "partial", also=TOGETHER, today=lambda position, mixer:
                    mixer == ATTENTION and everyday(position, mixer)
                    or leads(mixer, LARGE) and mixer in FIRST and position == together(mixer)[0])
@@ -97,6 +99,26 @@ def same_documents(position, mixer, tolerance):
 @pytest.mark.parametrize("position,mixer", CLASSES)
 def test_forms_pieces_and_packing_agree_in_float32(position, mixer):
     same_documents(position, mixer, 1e-4)
+
+
+@pytest.mark.parametrize("position,mixer", SLOPES)
+def test_gradients_of_all_forms_agree(position, mixer, x64):
+    """Law 1 for slopes: the input's and every parameter's, after a whole packed row."""
+    _, packed, _ = sequences(position)
+    x, found = inputs(), variables(Block(position, mixer), sequences(position)[1])
+    rest = {k: v for k, v in found.items() if k != "params"}
+
+    def slope(form):
+        loss = lambda params, x: jnp.sum(jnp.sin(3 * Block(position, mixer, form).apply(
+            {"params": params, **rest}, x, packed)[0]))
+        return jax.grad(loss, (0, 1))
+
+    forms = list(record(position, mixer)["forms"])
+    slopes = jax.jit(lambda params, x: [slope(form)(params, x) for form in forms])(
+        found["params"], x)
+    for form, other in zip(forms[1:], slopes[1:]):
+        for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(slopes[0]), strict=True):
+            close(a, b, 1e-7, f"law 1: slope of {form} = slope of {forms[0]}")
 
 
 @pytest.mark.parametrize("position,mixer", ALIVE)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from lcx.integral import fallen
 from lcx.types import wide
 
 
@@ -115,7 +116,7 @@ def _piece(modes, state, tokens):
     before, after = wide(before), wide(after)
     if fade is not None:
         total = jnp.cumsum(jnp.where(over(start), 0.0, fade), axis=1)
-        weights = weights * jnp.exp(jnp.minimum(total[:, :, None] - total[:, None], 0.0))
+        weights = weights * jnp.exp(fallen(total[:, :, None] - total[:, None]))
         before = before * jnp.exp(total)
         after = after * jnp.exp(total[:, -1:] - total)
     inner = jnp.sum(weights * x[:, None], axis=2)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lcx import lanes as L
-from lcx.integral import gap
+from lcx.integral import fallen, gap
 from lcx.ops import pairs
 from lcx.ops.conv import turned
 from lcx.types import wide
@@ -79,7 +79,7 @@ def over_pairs(seq: L.Sequence, integral: pairs.Integrals, keys: pairs.Keys, tap
         if isinstance(lanes.transport, L.Diagonal):
             fade = gap(jax.tree.map(lambda a: a[:, :, None], integral.decay),
                        jax.tree.map(lambda a: a[:, None], keys.integral.decay))
-            fade = jnp.repeat(jnp.minimum(fade, 0.0), heads // fade.shape[-2], axis=-2)
+            fade = jnp.repeat(fallen(fade), heads // fade.shape[-2], axis=-2)
             pad = [(0, 0)] * 4 + [(0, size - fade.shape[-1])]
             weights = weights * jnp.exp(jnp.pad(fade, pad))
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lcx import lanes as L
-from lcx.integral import gap
+from lcx.integral import fallen, gap
 from lcx.ops import endpoint, pairs, untied
 from lcx.ops.attention import cache
 from lcx.ops.linear import quadratic
@@ -154,12 +154,12 @@ def _last(end: pairs.Keys) -> tuple:
 
 def _fall(later, earlier):
     """exp of the sum of gates between tokens [B,T,...] and [B,T,...] or one token [B,...]; 1.0
-    where there are no gates. What lies the other way round means nothing, and is at most 1."""
+    where there are no gates. What lies the other way round means nothing, and is at most e."""
     if later is None:
         return 1.0
     if earlier.fine.ndim < later.fine.ndim:
         earlier = jax.tree.map(lambda a: a[:, None], earlier)
-    return jnp.exp(jnp.minimum(gap(later, earlier), 0.0))
+    return jnp.exp(fallen(gap(later, earlier)))
 
 
 def _channels(fall, heads: int, dim: int):

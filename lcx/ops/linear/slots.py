@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lcx.integral import Integral, gap
+from lcx.integral import Integral, fallen, gap
 from lcx.ops.householder import householder_scores
 from lcx.ops.linear.decay import Decay, floored
 
@@ -176,7 +176,7 @@ def faded_sums(pair: jax.Array, write: jax.Array, query_gate: Integral, key_gate
         x = jnp.pad(x, pad, mode="edge")
         return x.reshape(*x.shape[:axis], blocks, BLOCK, *x.shape[axis + 1:])
 
-    fall = lambda a, b: jnp.exp(jnp.minimum(gap(a, b), 0.0))
+    fall = lambda a, b: jnp.exp(fallen(gap(a, b)))
     at = lambda integral, index: jax.tree.map(lambda a: a[index], integral)
     every = slice(None)
     pair, gate = split(pair, 2), jax.tree.map(lambda a: split(a, 1), query_gate)
