@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lcx import lookup, mixers
+from lcx.mixers import matrix
 from lcx.study.gallery import linked
 from lcx.study.grid import FIRST
 
@@ -17,7 +18,7 @@ WIDTH, LENGTHS = 128, (1024, 65536)  # of the layer whose state is counted
 COMMAND, COSTS = "lcx mixers --page docs", "mixers_cost.csv"
 COST_COMMAND = "python bench/mixers_cost.py"
 PICTURE = ("lcx matrix --html matrix.html && chromium --headless --hide-scrollbars "
-           "--window-size=1800,2350 --screenshot=docs/figures/matrix.png matrix.html")
+           "--window-size=1620,2360 --screenshot=docs/figures/matrix.png matrix.html")
 FAMILIES = {
     "softmax": "a softmax (or another function) of the logits of each pair of tokens",
     "linear": "a memory S = decay S + k v^T, read by q: a scalar decay per head",
@@ -58,8 +59,9 @@ def names_in_order() -> list[str]:
     return sorted(lookup.names(mixers.PACKAGE), key=lambda name: (place(name), family(name), name))
 
 
-def text(records: Sequence[Mapping[str, Any]], costs: Sequence[Mapping[str, str]] = ()) -> str:
-    """The page in Markdown."""
+def text(records: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, Any]],
+         costs: Sequence[Mapping[str, str]] = ()) -> str:
+    """The page in Markdown; cells: the grid, as `matrix.cells` gives it."""
     lines = [
         "# Every sequence mixer", "",
         f"Made by `{COMMAND}`, from the code. `lcx mixers --json` gives the same as data; "
@@ -76,6 +78,7 @@ def text(records: Sequence[Mapping[str, Any]], costs: Sequence[Mapping[str, str]
         lines.append(f"| `{r['name']}` | {r['family']} | {_cell(r['summary'])} | "
                      f"{linked(r['paper'])} | {_state(r['state'])} | {', '.join(r['forms'])} |")
     lines += ["", "## Which scheme on which mixer", "",
+              _counted(cells), "",
               "![the grid of schemes and mixers](figures/matrix.png)", "",
               f"`{PICTURE}` draws it; the page says the reason for each cell on hover."]
     return "\n".join([*lines, *_costs(costs)]) + "\n"
@@ -88,8 +91,20 @@ def write(folder: Path) -> Path:
         with file.open() as lines:
             costs = list(csv.DictReader(lines))
     page = folder / "mixers.md"
-    page.write_text(text([record(name) for name in names_in_order()], costs))
+    page.write_text(text([record(name) for name in names_in_order()], matrix.cells(), costs))
     return page
+
+
+def _counted(cells: Sequence[Mapping[str, Any]]) -> str:
+    """How many cells the grid has of each status, and which of them wait."""
+    found = matrix.counts(cells)
+    waiting = [f"`{cell['position']}` on `{cell['mixer']}`" for cell in cells
+               if cell["status"] == "unimplemented"]
+    schemes, kinds = ({cell[key] for cell in cells} for key in ("position", "mixer"))
+    return (f"{len(schemes)} schemes with {len(kinds)} mixers make {len(cells):,} cells: "
+            f"{found['native']:,} native, {found['partial']:,} partial (some form is missing, and "
+            f"says why), {found['refused']:,} refused by the algebra, {found['unimplemented']:,} "
+            "unimplemented" + (f" ({', '.join(waiting)})." if waiting else "."))
 
 
 def _costs(costs: Sequence[Mapping[str, str]]) -> list[str]:
