@@ -104,9 +104,7 @@ def run(mixer, found, x, seq, state=None, shared=None):
 
 def started(mixer, seq, dtype=jnp.float64, spread=0.3):
     """Input [B,T,D] and moved variables of a mixer."""
-    x = jax.random.normal(jax.random.key(0), (B, T, D), dtype)
+    x, rng = jax.random.normal(jax.random.key(0), (B, T, D), dtype), np.random.default_rng(2)
     found = nn.unbox(jax.jit(mixer.init)(jax.random.key(1), x, seq))
-    leaves, tree = jax.tree.flatten(found)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    moved = [a + spread * jax.random.normal(k, a.shape, a.dtype) for a, k in zip(leaves, keys)]
-    return x, jax.tree.unflatten(tree, moved)
+    move = lambda a: a + jnp.asarray(spread * rng.normal(size=a.shape), a.dtype)
+    return x, jax.tree.map(move, found) if spread else found

@@ -36,16 +36,16 @@ def test_long_conv_never_reads_another_document(x64, length, bounds):
     given = jnp.asarray(document) if bounds else None
     wanted = loop(x, kernel, document)
     for run in (long_conv, by_matrices, long.naive):
-        np.testing.assert_allclose(run(jnp.asarray(x), jnp.asarray(kernel), given), wanted,
-                                   atol=1e-11)
+        np.testing.assert_allclose(jax.jit(run)(jnp.asarray(x), jnp.asarray(kernel), given),
+                                   wanted, atol=1e-11)
 
 
 def test_long_conv_gradients_are_those_of_the_pairs(x64):
     x, kernel = (jnp.asarray(RNG.normal(size=s)) for s in ((2, 19, 2), (19, 2)))
     document = jnp.asarray([[0] * 9 + [1] * 10])
     for given in (None, document):
-        loss = lambda run, given=given: jax.grad(
-            lambda x, k: jnp.sum(jnp.sin(run(x, k, given))), argnums=(0, 1))(x, kernel)
+        loss = lambda run, given=given: jax.jit(jax.grad(
+            lambda x, k: jnp.sum(jnp.sin(run(x, k, given))), argnums=(0, 1)))(x, kernel)
         for run in (long_conv, by_matrices):
             for got, wanted in zip(loss(run), loss(long.naive)):
                 np.testing.assert_allclose(got, wanted, atol=1e-11)

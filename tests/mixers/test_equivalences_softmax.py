@@ -90,7 +90,8 @@ def test_e19_nsa_of_its_selection_alone_is_full_attention(x64):
     full = {k: v for k, v in found["params"].items() if k != "branch"}
     wanted = output(dict(name="attention", **heads), {**found, "params": full}, "rope")
     mixer, seq = cases.build(spec, "rope"), cases.packed()
-    (_, _), seen = mixer.apply(found, cases.inputs(), seq, mutable=["intermediates"])
+    call = jax.jit(lambda found, x: mixer.apply(found, x, seq, mutable=["intermediates"]))
+    (_, _), seen = call(found, cases.inputs())
     out = found["params"]["out"]["kernel"]
     for branch in (1, 2):
         heads_out = seen["intermediates"]["outer"][branch]

@@ -1,5 +1,7 @@
 """mLSTM: the op against its naive twin, the layer against its definition, retention, long gates."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -95,8 +97,9 @@ def test_e21_constant_gates_without_the_denominator_are_retention(x64):
     fixed = dict(log_forget=jnp.broadcast_to(gamma, x["log_forget"].shape),
                  log_input=jnp.zeros_like(x["log_input"]))
     small = x["query"] * 1e-4
-    out, _ = mlstm(small, x["key"], x["value"], **fixed, eps=0.0, chunk=8)
-    wanted, _ = linear_attention(small, x["key"], x["value"], log_decay=fixed["log_forget"])
+    out, _ = jax.jit(partial(mlstm, eps=0.0, chunk=8))(small, x["key"], x["value"], **fixed)
+    wanted, _ = jax.jit(linear_attention)(small, x["key"], x["value"],
+                                          log_decay=fixed["log_forget"])
     cases.close(1e4 * out, 1e4 * wanted, 1e-12)
 
 
@@ -119,12 +122,13 @@ def test_the_layer_is_the_published_one_under_rotation_and_gate(x64):
         h = apart / np.sqrt((apart**2).mean(-1, keepdims=True) + 1e-6) * p["norm"]["scale"]
         return np.einsum("bthv,hvd->btd", sigmoid(into("gate")) * h, p["out"]["kernel"])
 
-    np.testing.assert_allclose(mixer.apply(found, x, seq)[0], layer(None, 0.0), atol=2e-4)
+    run = jax.jit(mixer.apply)
+    np.testing.assert_allclose(run(found, x, seq)[0], layer(None, 0.0), atol=2e-4)
     angle = np.array([1.1, 0.2])
     fade = np.where(cases.starts()[:, None], 0.0, -np.random.default_rng(3).random((T, 2)))
     lanes = L.Lanes(L.Rotation(jnp.asarray(L.split_frequency(angle))),
                     (L.Separable(jnp.asarray(fade)[None]),))
-    np.testing.assert_allclose(mixer.apply(found, x, seq, None, lanes)[0], layer(angle, fade),
+    np.testing.assert_allclose(run(found, x, seq, None, lanes)[0], layer(angle, fade),
                                atol=2e-4)  # eps of the denominator is not in the definition
 
 

@@ -28,7 +28,7 @@ def only(**values):
     (dict(name="shaw", clip=4), only(keys=0.0)), (dict(name="xlnet"), None),
     (dict(name="fire", threshold=4.0), only(inner=0.0, offset=1.0)),  # f is constant: of the row
     (dict(name="p_rope", proportion=0.0), None), (dict(name="ss_max", start=0.0), "flat"),
-    (dict(name="kerple"), "no floor")], ids=str)
+    (dict(name="kerple"), "no floor")], ids=lambda v: v["name"] if isinstance(v, dict) else "")
 def test_settings_that_equal_no_position(spec, change, x64, monkeypatch):
     query, key, _ = vectors(T)
     wanted = weights("no_pe", query, key, SEQ)
