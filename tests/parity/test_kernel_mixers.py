@@ -115,7 +115,7 @@ def test_slots(transformers, error):
 
     def run(q, k, v, f):
         return mixer.apply({}, q, k, v, f, L.sequence(BATCH, LENGTH), L.Lanes(), (), None,
-                           method="two_passes")[0]
+                           method="_over_memory")[0]
 
     q, k, v, f = draw((4, 6), (4, 6), (4, 6), (4, 5))
     same(error, "gsa core", "fla gsa", jax.jit(run),
