@@ -9,7 +9,9 @@ from scipy.linalg import hankel
 from lcx import lanes as L
 from lcx import mixers
 from lcx.lookup import module
-from lcx.ops import endpoint
+from lcx.ops import endpoint, pairs
+from lcx.ops.attention import api
+from lcx.ops.attention.weights import Sink
 from lcx.ops.linear import linear_attention
 from lcx.positions import alibi, fope, kerple, pope
 from tests.positions.speaking import kernel_at, softmax, speak, theta, vectors, weights
@@ -142,6 +144,53 @@ def test_no_position_is_a_bag_of_the_past(x64):
         run = layer(position, x)
         assert np.allclose(run(mixed)[0, -1], run(x)[0, -1], atol=1e-12) == blind
         assert not np.allclose(run(mixed)[0, 4], run(x)[0, 4])
+
+
+def test_without_a_mask_no_position_is_a_set(x64):
+    """Seen in both directions, permuted inputs permute the outputs; ALiBi's do not."""
+    query, key, _ = vectors(T)
+    value = key[..., ::-1] + query
+    order = np.random.default_rng(0).permutation(T)
+
+    @jax.jit
+    def run(lanes, *arrays):
+        query, key, value = arrays
+        total = pairs.integrals(lanes, None)
+        return api.attend(pairs.Queries(query, SEQ, total), pairs.Keys(key, value, SEQ, total),
+                          lanes, rotary_dim=0, scale=1.0, causal=False)
+
+    moved = [a[:, order] for a in (query, key, value)]
+    far = L.Lanes(bias=(L.Toeplitz(kernel=_far, params=jnp.ones(query.shape[2])),))
+    for lanes, blind in ((L.Lanes(), True), (far, False)):
+        here = np.asarray(run(lanes, query, key, value))[:, order]
+        assert np.allclose(run(lanes, *moved), here, atol=1e-12) == blind
+
+
+def _far(slope, distance):
+    return -slope * jnp.abs(distance)[..., None]
+
+
+def test_a_sink_tells_relative_biases_from_the_row_trick(x64):
+    """Identity P9's condition: a weight that is no key's does not move with the row's constant."""
+    query, key, _ = vectors(T)
+    value = key[..., ::-1] + query
+    slope = jnp.asarray(alibi.slopes(HEADS))
+    total = lambda lanes: pairs.integrals(lanes, None)
+
+    @jax.jit
+    def run(bias, sink):
+        lanes = L.Lanes(bias=(bias,))
+        return api.attend(pairs.Queries(query, SEQ, total(lanes)),
+                          pairs.Keys(key, value, SEQ, total(lanes)), lanes, rotary_dim=0,
+                          scale=1.0, normaliser=sink)
+
+    relative, trick = L.Toeplitz(kernel=_far, params=slope), L.Rowwise(kernel=_of_key, params=slope)
+    for sink, same in ((None, True), (Sink(jnp.zeros(HEADS)), False)):
+        assert np.allclose(run(relative, sink), run(trick, sink), atol=1e-12) == same
+
+
+def _of_key(slope, distance, row):
+    return slope * (row - distance)[..., None]
 
 
 def test_page_and_pictures_of_all_schemes():
