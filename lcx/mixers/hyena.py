@@ -59,13 +59,9 @@ class Hyena(LtiMixer):
         dict(filter_width=8), dict(num_heads=2, order=3, filter_width=6, filter_layers=1, bands=2))
 
     def site(self) -> Site:
-        if self.width % self.num_heads:
-            raise ConfigError(f"num_heads={self.num_heads} must divide width={self.width}")
         if self.order < 2:
             raise ConfigError(f"order={self.order}: a Hyena operator has at least 2")
-        dim = self.width // self.num_heads
-        return Site(self.num_heads, self.num_heads, dim, dim, self.width, self.train_length,
-                    value_dim=dim)
+        return super().site()
 
     @nn.compact
     def __call__(self, x: jax.Array, seq: Sequence, state: HyenaState | None = None,

@@ -113,6 +113,14 @@ class LtiMixer(Mixer):
             return Support(reason="two rotations of one value: their angles would have to be added")
         return super().support(lane, among)
 
+    def site(self) -> L.Site:
+        """Channels in equal heads, each a convolution of its own."""
+        if self.width % self.num_heads:
+            raise ConfigError(f"num_heads={self.num_heads} must divide width={self.width}")
+        dim = self.width // self.num_heads
+        return L.Site(self.num_heads, self.num_heads, dim, dim, self.width, self.train_length,
+                      value_dim=dim)
+
     def over_history(self, lanes: L.Lanes) -> bool:
         """Whether a stream under these lanes, in this form, keeps every input.
 

@@ -8,8 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lcx.errors import ConfigError
-from lcx.lanes import Lanes, Sequence, Site
+from lcx.lanes import Lanes, Sequence
 from lcx.layers import Dense, ShortConv
 from lcx.mixers.hyena import Filter, HyenaState
 from lcx.mixers.lti_family import SUPPORTS, LtiMixer, LtiState, by_history
@@ -46,13 +45,6 @@ class MonarchMixer(LtiMixer):
     examples: ClassVar[tuple[dict, ...]] = (
         dict(filter_width=8),
         dict(num_heads=2, filter_width=6, bands=1, filter_layers=1, residual=False))
-
-    def site(self) -> Site:
-        if self.width % self.num_heads:
-            raise ConfigError(f"num_heads={self.num_heads} must divide width={self.width}")
-        dim = self.width // self.num_heads
-        return Site(self.num_heads, self.num_heads, dim, dim, self.width, self.train_length,
-                    value_dim=dim)
 
     @nn.compact
     def __call__(self, x: jax.Array, seq: Sequence, state: HyenaState | None = None,

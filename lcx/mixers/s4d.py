@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lcx.errors import ConfigError, did_you_mean
-from lcx.lanes import Lanes, Sequence, Site
+from lcx.lanes import Lanes, Sequence
 from lcx.layers import Dense
 from lcx.mixers.lti_family import LtiMixer, LtiState
 from lcx.ops import hippo
@@ -42,13 +42,6 @@ class S4d(LtiMixer):
     paper: ClassVar[str] = "arXiv:2206.11893"
     examples: ClassVar[tuple[dict, ...]] = (
         dict(state_dim=8), dict(num_heads=2, state_dim=6, start="legs"))
-
-    def site(self) -> Site:
-        if self.width % self.num_heads:
-            raise ConfigError(f"num_heads={self.num_heads} must divide width={self.width}")
-        dim = self.width // self.num_heads
-        return Site(self.num_heads, self.num_heads, dim, dim, self.width, self.train_length,
-                    value_dim=dim)
 
     @nn.compact
     def __call__(self, x: jax.Array, seq: Sequence, state: LtiState | None = None,

@@ -33,13 +33,9 @@ class ShortConv(LtiMixer):
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(num_heads=2, window=5))
 
     def site(self) -> Site:
-        if self.width % self.num_heads:
-            raise ConfigError(f"num_heads={self.num_heads} must divide width={self.width}")
         if self.window < 1:
             raise ConfigError(f"window={self.window} must be positive")
-        dim = self.width // self.num_heads
-        return Site(self.num_heads, self.num_heads, dim, dim, self.width, self.train_length,
-                    value_dim=dim)
+        return super().site()
 
     @nn.compact
     def __call__(self, x: jax.Array, seq: Sequence, state: LtiState | None = None,
