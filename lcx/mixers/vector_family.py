@@ -141,16 +141,18 @@ class VectorMixer(LinearMixer):
 
     def _gated(self, lanes: L.Lanes, log_decay) -> L.Lanes:
         """The mixer's own gates, which need not be arrays yet, as a part of the transport."""
-        transport, rotation, basis = lanes.transport, lanes.transport, None
+        transport, rotation, basis, fade = lanes.transport, lanes.transport, None, None
         if isinstance(log_decay, jax.Array):
             log_decay = floored(log_decay)
         if isinstance(transport, L.Diagonal):
-            rotation, basis = transport.rotation, transport.basis
+            rotation, basis, fade = transport.rotation, transport.basis, log_decay
             if isinstance(log_decay, jax.Array):
-                log_decay = log_decay + channel_decay(None, transport, log_decay)
+                fade = channel_decay(None, transport, log_decay)
+                log_decay = log_decay + fade
         if rotation is None:
             return lanes.replace(transport=L.Diagonal(log_decay, basis=basis))
-        return lanes.replace(transport=Untied(log_decay, rotation, self.read_first))
+        fade = fade if self.read_first else None
+        return lanes.replace(transport=Untied(log_decay, rotation, self.read_first, fade))
 
     def empty_state(self, batch: int, max_length: int, value_heads: int, value_dim: int, dtype):
         """As in the family; the state of a rotation also knows the last ids."""

@@ -119,8 +119,7 @@ def scores(queries: Queries, keys: Keys, transport, rotary_dim: int) -> jax.Arra
                 return path
             return path + inner(query[..., rotary_dim:], key[..., rotary_dim:])
         case untied.Untied():
-            return untied.scores(query, repeat_heads(key, query.shape[2]), queries.seq.ids, keys,
-                                 transport, queries.slot)
+            return untied.scores(queries, query, repeat_heads(key, query.shape[2]), keys, transport)
     raise NotImplementedError(f"no pair weights for the transport {type(transport).__name__}")
 
 

@@ -28,28 +28,32 @@ class Untied:
 
     A `Piecewise` map turns by the steps of its *key* ids, and the query by what its own id is
     ahead of the key id at the same place: with tied gates that is the difference of the two.
-    read_first: a query reads after its own token's turn, before that token's gates.
+    read_first: a query reads after its own token's turn, before that token's gates but for `fade`
+    [B,T,H,K], the part of them that is the scheme's (None: there is none).
     """
 
     increment: jax.Array
     rotation: Any  # Rotation, ContentRotation (None in a cache that reads ids) or Piecewise
     read_first: bool = struct.field(pytree_node=False, default=False)
+    fade: jax.Array | None = None
 
 
-def scores(query: jax.Array, key: jax.Array, query_ids: jax.Array, keys: Any, transport: Untied,
-           offset) -> jax.Array:
+def scores(queries: Any, query: jax.Array, key: jax.Array, keys: Any, transport: Untied
+           ) -> jax.Array:
     """Transported inner products [B,H,T,S] of query [B,T,H,K] and key [B,S,H,K].
 
-    query_ids [.,T,A]; keys: `pairs.Keys`, whose path is an `Untied` of those tokens; offset: the
-    slot of the first query.
+    queries, keys: the `pairs.Queries` and `pairs.Keys` they belong to, each of whose path is an
+    `Untied` of its tokens.
     """
     rotation, heads = transport.rotation, key.shape[2]
+    query_ids, offset = queries.seq.ids, queries.slot
 
     def run(query, angle, interleaved):
         place = offset
         if transport.read_first:  # that is where the token before stands, turned back by a step
             own = jnp.minimum(offset + jnp.arange(query.shape[1]), angle.shape[1] - 1)
-            query = endpoint.rotate(wide(query), -angle[:, own], query.shape[-1], interleaved)
+            query = _faded(query, queries.path)
+            query = endpoint.rotate(query, -angle[:, own], query.shape[-1], interleaved)
             place = offset - 1
         return untied_scores(query, key, keys.path.increment, angle, interleaved=interleaved,
                              offset=place)
@@ -93,6 +97,7 @@ def far_reads(queries: Any, keys: Any, transport: Untied, before: jax.Array) -> 
     place = queries.slot + size
     if transport.read_first:
         own = place + jnp.arange(query.shape[1])
+        query = _faded(query, queries.path)
         query = endpoint.rotate(query, -steps[:, own], size, rotation.interleaved)
         place = place - 1
     scores = untied_scores(query, units, increment, steps, offset=place,
@@ -112,6 +117,11 @@ def to_end(keys: Any, heads: int, transport: Untied, before: jax.Array):
                            offset=size + key.shape[1], interleaved=rotation.interleaved)
     moved = jnp.moveaxis(scores[..., size:-size], 2, -1)  # [B,H,S,K]
     return jnp.swapaxes(moved, 1, 2), scores[..., :size]
+
+
+def _faded(query: jax.Array, path: Untied) -> jax.Array:
+    """A query [B,T,H,K] that reads before its own token's gates, behind the scheme's part."""
+    return wide(query) if path.fade is None else wide(query) * jnp.exp(path.fade)
 
 
 def _far(transport: Untied):

@@ -13,8 +13,9 @@ class VideoRope(Rope):
     """VideoRoPE (arXiv:2502.05173): of 64 pairs, 0-47 read height and width in turns, even height,
     and 48-63 read time, whose low frequencies do not confuse far frames.
 
-    time_pairs: of the axis (time, height, width) 0, a quarter if None. Text has equal ids,
-    or one axis: RoPE. Its ids, frames along the diagonal, are `lcx.spans.video_rope`. A popular
+    time_pairs: of the axis (time, height, width) 0, a quarter if None (of two pairs none: rows and
+    columns have one each, or `hope_video` would turn nothing). Text has equal ids, or one axis:
+    RoPE. Its ids, frames along the diagonal, are `lcx.spans.video_rope`. A popular
     re-implementation puts time on pair 0 and height on the odd ones (17, 24, 23 pairs); this is the
     authors' layout (github.com/Wiselnn570/VideoRoPE: 16, 24, 24).
     """
@@ -31,7 +32,7 @@ class VideoRope(Rope):
         """The axis of each pair."""
         pairs = self.width // 2
         time = self.time_pairs
-        time = pairs - 2 * (3 * pairs // 8) if time is None else time
+        time = pairs - 2 * max(1, 3 * pairs // 8) if time is None else time
         if not 0 <= time <= pairs or (pairs - time) % 2:
             raise ConfigError(f"video_rope: {time} pairs of time leave {pairs - time} of {pairs} "
                               "for height and width; choose time_pairs so that it is even")

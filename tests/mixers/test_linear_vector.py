@@ -8,6 +8,7 @@ import pytest
 
 from lcx import lanes as L
 from lcx.ops.scan.selective import selective_scan
+from tests import mixer_cases as cases
 from tests.linear_cases import B, T, close, layer, run, started
 
 MIXERS = [("gla", {}), ("hgrn2", {}), ("rwkv6", dict(blend_rank=4, decay_rank=4)),
@@ -49,6 +50,14 @@ def test_bfloat16_keeps_a_wide_memory(name, options):
     assert y.dtype == jnp.bfloat16 and core.memory.dtype == jnp.float32
     close(np.asarray(y, np.float32), run(mixer, found, x, seq)[0], 0.08)
     assert mixer.state_size(8) == mixer.state_size(4096)
+
+
+@pytest.mark.parametrize("position", ["xpos", ["xpos", "cope"], ["xpos", "t5_bias"]], ids=str)
+def test_a_token_that_reads_before_its_own_gates_reads_behind_the_scheme_s_fade(position, x64):
+    """RWKV-6 under a rotation with a fade of its own: one answer over pairs and from a memory."""
+    forms = ("quadratic", "chunked", "step") if position == "xpos" else ("quadratic",)
+    cases.agree(cases.ways(dict(name="rwkv6", num_heads=2, blend_rank=4, decay_rank=4, chunk=4),
+                           position, forms))
 
 
 def scan_loop(query, key, value, step, rate, fade, state, start):
