@@ -64,9 +64,6 @@ class KernelMixer(LinearMixer):
     def _kernel_over_features(self, query, key, value, seq, lanes, carry, state, scale):
         """The polynomial as a product of features, which is linear attention; the sum of the
         weights is one more channel of the values."""
-        query = query * scale
-        if lanes.temperature is not None:
-            query = query * lanes.temperature.factor[..., None].astype(query.dtype)
         transport, query, key = endpoint.in_basis(lanes.transport, query, key)
         diagonal = None
         if isinstance(transport, L.Diagonal):
@@ -78,6 +75,9 @@ class KernelMixer(LinearMixer):
             query, key = endpoint.mapped(
                 pairs.Queries(query, seq, path=token), pairs.Keys(key, value, seq, path=token),
                 transport, self.site().rotary_dim)
+        query = query * scale  # after a map of the scheme, which need not be linear
+        if lanes.temperature is not None:
+            query = query * lanes.temperature.factor[..., None].astype(query.dtype)
         query, key = (powers(x, self.coefficients) for x in (query, key))
         value = jnp.concatenate([value, jnp.ones_like(value[..., :1])], -1)
         lanes = lanes.replace(transport=diagonal, temperature=None)

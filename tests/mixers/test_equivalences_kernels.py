@@ -11,6 +11,7 @@ from lcx import lanes as L
 from lcx import mixers
 from lcx.mixers.retention import log_decay as retention_decay
 from lcx.positions.alibi import slopes
+from tests import mixer_cases as cases
 from tests.linear_cases import B, D, H, K, T, close, draw, layer, mix, packed, starts, turn
 
 FREQUENCY = np.array([1.0, 0.3, 0.01])
@@ -96,6 +97,13 @@ def test_e28_a_rotation_before_taylor_features_is_a_rotation_inside_the_kernel(
         assert (weights >= 0).all()  # also in the sum, which a rotation of features would spoil
         want[b, i, h] = weights @ v[b, seen, h] / (weights.sum() + 1e-6)
     close(got, want, 1e-10)
+
+
+@pytest.mark.parametrize("name", ["based", "rebased"])
+def test_a_map_that_is_not_linear_meets_the_scale_after_it(name, x64):
+    """PoPE's softplus inside a polynomial of scaled products: one answer in every form."""
+    spec = dict(name=name, num_heads=2, feature_dim=4, chunk=4)
+    cases.agree(cases.ways(spec, "pope", ("quadratic", "chunked", "step")))
 
 
 def test_e30_a_content_rotation_of_constant_steps_is_a_rotation(x64):
