@@ -24,13 +24,27 @@ from lcx.types import wide, wide_dtype
 
 @struct.dataclass
 class Mamba3State:
-    """State of the linear core; the angle [B,H,P] and, of the last token, key [B,H,K] as the memory
-    holds it and value [B,H,V]: half of its write waits for the next token."""
+    """State of the linear core; the angle [B,H,P] and, of the last token, its keys [B,R,H,K] as the
+    memory holds them and values [B,R,H,V]: half of its write waits for the next token."""
 
     core: Any
     angle: jax.Array
     key: jax.Array
     value: jax.Array
+
+
+@struct.dataclass
+class Gates:
+    """What tokens say of the memory [B,T,H]: log_decay; by what a write counts for its own token
+    (own), for all later ones besides (after), and by what a token adds to the write of the one
+    before (trail). The angle [B,T,H,P], and by how much the token turned it."""
+
+    log_decay: jax.Array
+    own: jax.Array
+    after: jax.Array
+    trail: jax.Array
+    angle: jax.Array
+    turn: jax.Array
 
 
 class Mamba3(LinearMixer):
@@ -56,6 +70,7 @@ class Mamba3(LinearMixer):
     num_groups: int = 1
     rope_fraction: float = 0.5
 
+    rank: ClassVar[int] = 1  # keys and values of a token
     paper: ClassVar[str] = "arXiv:2603.15569"
     examples: ClassVar[tuple[dict, ...]] = (
         dict(state_dim=8), dict(state_dim=12, head_dim=6, num_groups=2, rope_fraction=1.0))
@@ -80,27 +95,74 @@ class Mamba3(LinearMixer):
     @nn.compact
     def __call__(self, x: jax.Array, seq: L.Sequence, state: Mamba3State | None = None,
                  shared: L.Lanes | None = None) -> tuple[jax.Array, Any]:
-        heads, dim, size = self.num_heads, self._head_dim(), self.state_dim
+        heads, dim = self.num_heads, self._head_dim()
         gate = Dense((heads, dim), ("heads", "head_dim"), name="gate")(x)
         value = Dense((heads, dim), ("heads", "head_dim"), name="value")(x)
-        per_head = lambda name: wide(Dense((heads,), ("heads",), name=name)(x))
-        number = lambda name, init, *axes, shape=(heads,): wide(self.param(
-            name, nn.with_logical_partitioning(init, ("heads", *axes)), shape))
-        step = nn.softplus(per_head("step") + number("step_bias", _step_bias))
+        gates = self._gates(x, seq, state)
+        lanes, carry = self.see(x, seq, None if state is None else state.core.carry, shared)
+        query, key = self._features(x, "query"), self._features(x, "key")
+        value = self._inputs(value)
+        y, state = self._recall(query, key, value, gates, seq, lanes, carry, state)
+        skip = self._number("skip", nn.initializers.ones_init())
+        y = self._output((wide(y) + skip[..., None] * value).astype(x.dtype), gate)
+        out = Dense((self.width,), ("width",), ("heads", "head_dim"), scale=self.output_scale,
+                    name="out")(y)
+        return out, state
+
+    def _number(self, name: str, init, *axes: str | None, shape: tuple[int, ...] = ()):
+        """A parameter [H,*shape], wide."""
+        return wide(self.param(name, nn.with_logical_partitioning(init, ("heads", *axes)),
+                               (self.num_heads, *shape)))
+
+    def _gates(self, x: jax.Array, seq: L.Sequence, state: Mamba3State | None) -> Gates:
+        per_head = lambda name: wide(Dense((self.num_heads,), ("heads",), name=name)(x))
+        step = nn.softplus(per_head("step") + self._number("step_bias", _step_bias))
         rate, share = per_head("rate"), nn.sigmoid(per_head("trapezoid"))
         rate = jnp.maximum(jnp.maximum(rate, 0) + 1 / (1 - jnp.minimum(rate, 0)), 1e-4)
         turn = jnp.tanh(wide(Dense((self._angles(),), ("rank",), name="angle")(x)))
         turn = jnp.pi * turn[:, :, None] * step[..., None]
         angle = L.running_phase(turn, None if state is None else state.angle)
+        trail = (1 - share) * step
+        return Gates(-rate * step, share * step, _following(trail, seq), trail, angle, turn)
 
-        def normed(name):
-            y = Dense((self.num_groups, size), ("kv_heads", "state"), name=name)(x)
-            y = pairs.repeat_heads(RmsNorm("state", 1e-5, name=f"{name}_norm")(y), heads)
-            return wide(y) + number(f"{name}_bias", nn.initializers.ones_init(), "state",
-                                    shape=(heads, size))
+    def _features(self, x: jax.Array, name: str) -> jax.Array:
+        """The query or key [B,T,H,K] before any turn, wide."""
+        y = Dense((self.num_groups, self.state_dim), ("kv_heads", "state"), name=name)(x)
+        y = pairs.repeat_heads(RmsNorm("state", 1e-5, name=f"{name}_norm")(y), self.num_heads)
+        return wide(y) + self._number(f"{name}_bias", nn.initializers.ones_init(), "state",
+                                      shape=(self.state_dim,))
 
-        lanes, carry = self.see(x, seq, None if state is None else state.core.carry, shared)
-        query, key = normed("query"), normed("key")
+    def _inputs(self, value: jax.Array) -> jax.Array:
+        """What the memory is given of the projection [B,T,H,V]."""
+        return value
+
+    def _output(self, y: jax.Array, gate: jax.Array) -> jax.Array:
+        """What W_o is given."""
+        return y * nn.silu(gate)
+
+    def _own(self, share: jax.Array, query: jax.Array, key: jax.Array, lanes: L.Lanes):
+        """The products of a token with itself, `share` [B,T,H] of its write counted."""
+        return share * itself.product(query, key, lanes)
+
+    def _recall(self, query, key, value, gates: Gates, seq, lanes, carry,
+                state: Mamba3State | None):
+        """query, key, value [B,T,H,*] -> what the memory answers [B,T,H,V], and the next state."""
+        query, key, lanes = self._turned(query, key, value, gates, seq, lanes)
+        query, key = query.astype(value.dtype), key.astype(value.dtype)
+        core = None if state is None else _written(state, gates.trail[:, 0])
+        written = ((gates.own + gates.after)[..., None] * key).astype(value.dtype)
+        y, core = self.mix(query, written, value, seq, lanes, carry, core,
+                           log_decay=gates.log_decay, own=self._own(gates.own, query, key, lanes))
+        if state is not None:
+            like = lambda new, old: jnp.broadcast_to(new, old.shape).astype(old.dtype)
+            held = _held(key, value, seq, lanes, core, self.rank)
+            state = Mamba3State(core, like(gates.angle[:, -1], state.angle),
+                                like(held[0], state.key), like(held[1], state.value))
+        return y, state
+
+    def _turned(self, query, key, value, gates: Gates, seq, lanes):
+        """Query and key turned by the mixer's own angles, and the lanes in that frame."""
+        angle, size = gates.angle, self.state_dim
         lanes = _reading(lanes, query, key)
         if isinstance(lanes.transport, L.FeatureMap):
             query, key = endpoint.mapped(pairs.Queries(_halves(query, size), seq),
@@ -109,43 +171,25 @@ class Mamba3(LinearMixer):
             spare = query.shape[-1] // 2 - angle.shape[-1]
             turned = jnp.pad(angle, [(0, 0)] * 3 + [(0, spare)])
             query, key = (endpoint.rotate(a, turned, a.shape[-1]) for a in (query, key))
-            lanes = lanes.replace(transport=None)
-        else:
-            query, key = (_laid_out(endpoint.rotate(a, angle, size, interleaved=True), lanes)
-                          for a in (query, key))
-        query, key = query.astype(x.dtype), key.astype(x.dtype)
+            return query, key, lanes.replace(transport=None)
+        query, key = (_laid_out(endpoint.rotate(a, angle, size, interleaved=True), lanes)
+                      for a in (query, key))
         if isinstance(lanes.transport, L.Householder):  # in the frame that turns with the mixer
-            vector = wide(pairs.repeat_heads(lanes.transport.vector, heads))
+            vector = wide(pairs.repeat_heads(lanes.transport.vector, self.num_heads))
             vector = jnp.broadcast_to(vector, query.shape)
-            vector = endpoint.rotate(vector, angle - turn, size, interleaved=True)
-            beta = pairs.repeat_heads(lanes.transport.beta, heads)
+            vector = endpoint.rotate(vector, angle - gates.turn, size, interleaved=True)
+            beta = pairs.repeat_heads(lanes.transport.beta, self.num_heads)
             lanes = lanes.replace(transport=L.Householder(vector, beta))
-
-        own, trail = share * step, (1 - share) * step
-        if state is not None:
-            state = state.replace(core=_written(state, trail[:, 0]))
-        written = ((own + _following(trail, seq))[..., None] * key).astype(x.dtype)
-        y, core = self.mix(query, written, value, seq, lanes, carry,
-                           None if state is None else state.core, log_decay=-rate * step,
-                           own=own * itself.product(query, key, lanes))
-        skip = number("skip", nn.initializers.ones_init())
-        y = (wide(y) + skip[..., None] * value).astype(x.dtype) * nn.silu(gate)
-        out = Dense((self.width,), ("width",), ("heads", "head_dim"), scale=self.output_scale,
-                    name="out")(y)
-        if state is not None:
-            like = lambda new, old: jnp.broadcast_to(new[:, -1], old.shape).astype(old.dtype)
-            held = _held(key, value, seq, lanes, core)
-            state = Mamba3State(core, like(angle, state.angle), like(held[0], state.key),
-                                like(held[1], state.value))
-        return out, state
+        return query, key, lanes
 
     def init_state(self, batch: int, max_length: int, dtype=jnp.float32) -> Mamba3State:
         heads, dim = self.num_heads, self._head_dim()
         features = endpoint.mapped_dim(self.structure()[0].transport, self.site())
-        core = self.empty_state(batch, max_length, heads, dim, dtype, log_decay=True,
+        core = self.empty_state(batch, max_length * self.rank, heads, dim, dtype, log_decay=True,
                                 key_dim=features)
-        nothing = lambda size: jnp.zeros((batch, heads, size), wide_dtype())
-        return Mamba3State(core, nothing(self._angles()), nothing(features), nothing(dim))
+        nothing = lambda *shape: jnp.zeros((batch, *shape), wide_dtype())
+        return Mamba3State(core, nothing(heads, self._angles()),
+                           nothing(self.rank, heads, features), nothing(self.rank, heads, dim))
 
     def structure(self, batch: int = 1) -> tuple[L.Lanes, Any]:
         lanes, carry = super().structure(batch)
@@ -191,16 +235,17 @@ def _following(trail: jax.Array, seq: L.Sequence) -> jax.Array:
     return jnp.where(same[..., None], after, 0.0)
 
 
-def _held(key, value, seq: L.Sequence, lanes: L.Lanes, core: Any) -> tuple[jax.Array, jax.Array]:
-    """The last token's key and value [B,1,H,*] as the core holds them: turned by its own place, but
-    raw where it holds keys."""
-    seq, key, value = seq[-1:], key[:, -1:], value[:, -1:]
+def _held(key, value, seq: L.Sequence, lanes: L.Lanes, core: Any,
+          rank: int) -> tuple[jax.Array, jax.Array]:
+    """The last `rank` keys and values [B,R,H,*] as the core holds them: turned by their own places,
+    but raw where it holds keys."""
+    seq, key, value = seq[-rank:], key[:, -rank:], value[:, -rank:]
     if not isinstance(core, MemoryState):
         return key, value
     transport = getattr(lanes.transport, "rotation", lanes.transport)
     if isinstance(transport, (L.Rotation, L.ContentRotation)):
         path = pairs.path_of(transport)
-        path = None if path is None else path.replace(phase=path.phase[:, -1:])
+        path = None if path is None else path.replace(phase=path.phase[:, -rank:])
         last = pairs.Keys(key, value, seq, path=path)
         query = pairs.Queries(key, seq, path=path)
         key = endpoint.mapped(query, last, transport, key.shape[-1])[1]
@@ -209,21 +254,22 @@ def _held(key, value, seq: L.Sequence, lanes: L.Lanes, core: Any) -> tuple[jax.A
 
 def _written(state: Mamba3State, trail: jax.Array):
     """The core's state after the other half of the last token's write, trail [B,H] times it."""
-    core, key = state.core, trail[..., None] * state.key
+    core, key = state.core, trail[:, None, :, None] * state.key
     if isinstance(core, MemoryState):
-        return core.replace(memory=core.memory + jnp.einsum("bhk,bhv->bhkv", key, state.value))
+        return core.replace(memory=core.memory + jnp.einsum("brhk,brhv->bhkv", key, state.value))
     if isinstance(core, KeysState):
-        return core.replace(cache=_added(core.cache, core.cache.used - 1, key))
-    newest = core.ring.keys.keys.key.shape[1] - 1  # a ring slides: it is the last slot
-    return core.replace(ring=core.ring.replace(keys=_added(core.ring.keys, newest, key)))
+        return core.replace(cache=_added(core.cache, core.cache.used, key))
+    slots = core.ring.keys.keys.key.shape[1]  # a ring slides: the last slots are the newest
+    return core.replace(ring=core.ring.replace(keys=_added(core.ring.keys, slots, key)))
 
 
-def _added(cache, slot, key: jax.Array):
-    """A cache with key [B,H,K] added to what one of its slots holds."""
-    held = cache.keys.key
-    here = (jnp.arange(held.shape[1]) == slot)[None, :, None, None]
-    added = jnp.where(here, key[:, None], 0.0).astype(held.dtype)
-    return cache.replace(keys=cache.keys.replace(key=held + added))
+def _added(cache, end, key: jax.Array):
+    """A cache with key [B,R,H,K] added to what its R slots before `end` hold."""
+    held, rank = cache.keys.key, key.shape[1]
+    place = jnp.arange(held.shape[1]) - (end - rank)
+    here = ((place >= 0) & (place < rank))[None, :, None, None]
+    added = jnp.where(here, jnp.take(key, jnp.clip(place, 0, rank - 1), axis=1), 0.0)
+    return cache.replace(keys=cache.keys.replace(key=held + added.astype(held.dtype)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,20 +17,32 @@ MAMBA3 = dict(name="mamba3", num_heads=2, state_dim=8, num_groups=1, head_dim=3)
 ANGLES = np.array([1.1, 0.2, 0.7])
 
 
-def layer(params, x, angles=(), fade=None, weight=None, reflect=None, share=None):
-    """arXiv:2603.15569 in a frame that does not turn: each write is carried to its readers.
-
-    angles: a scheme's turn of the leading pairs per id; fade [T,H]; weight(distance) [H]; reflect:
-    matrix of (t, h); share: the part of the present in the trapezoid, if not the layer's own.
-    """
+def layer(params, x, **lanes):
+    """arXiv:2603.15569 with one input and output per head; lanes as in `recall`."""
     p = jax.tree.map(np.asarray, params)
     project = lambda name: np.einsum("btd,d...->bt...", x, p[name]["kernel"])
-    heads, size = p["query_bias"].shape
-    norm = lambda a, gain: a / np.sqrt((a * a).mean(-1, keepdims=True) + 1e-5) * gain
-    q, k = (np.repeat(norm(project(n), p[f"{n}_norm"]["scale"]), heads, 2) + p[f"{n}_bias"]
-            for n in ("query", "key"))
-    v, z, step = project("value"), project("gate"), softplus(project("step") + p["step_bias"])
-    r = project("rate")
+    q, k = (np.repeat(normed(project(n), p[f"{n}_norm"]["scale"]), len(p["skip"]), 2)
+            + p[f"{n}_bias"] for n in ("query", "key"))
+    v = project("value")
+    y = recall(p, x, *(a[:, :, None] for a in (q, k, v)), **lanes)[:, :, 0]
+    y = (y + p["skip"][:, None] * v) * silu(project("gate"))
+    return np.einsum("bthv,hvd->btd", y, p["out"]["kernel"])
+
+
+def normed(a, gain):
+    return a / np.sqrt((a * a).mean(-1, keepdims=True) + 1e-5) * gain
+
+
+def recall(p, x, q, k, v, angles=(), fade=None, weight=None, reflect=None, share=None):
+    """What the memory answers, in a frame that does not turn: writes are carried to their readers.
+
+    q, k, v [B,T,R,H,*], of R ranks; angles: a scheme's turn of the leading pairs per id; fade
+    [T,H]; weight(distance) [H]; reflect: matrix of (t, h); share: the part of the present in the
+    trapezoid, if not the layer's own.
+    """
+    project = lambda name: np.einsum("btd,d...->bt...", x, p[name]["kernel"])
+    heads, size = q.shape[3:]
+    step, r = softplus(project("step") + p["step_bias"]), project("rate")
     rate = np.maximum(np.where(r >= 0, 1 + r, 1 / (1 - np.minimum(r, 0))), 1e-4)
     share = sigmoid(project("trapezoid")) if share is None else share
     phi = np.zeros((B, T, heads, size // 2))
@@ -43,7 +55,7 @@ def layer(params, x, angles=(), fade=None, weight=None, reflect=None, share=None
     for b in range(B):
         for h in range(heads):
             for j in range(T):
-                state = np.outer(k[b, j, h], v[b, j, h])
+                state = k[b, j, :, h].T @ v[b, j, :, h]
                 for i in range(j, T):
                     if i > j:
                         if cases.starts()[i]:
@@ -57,9 +69,8 @@ def layer(params, x, angles=(), fade=None, weight=None, reflect=None, share=None
                     if i > j:
                         part = part + (1 - share[b, j + 1, h]) * step[b, j + 1, h]
                     factor = 1.0 if weight is None else weight(ids[i] - ids[j])[h]
-                    y[b, i, h] += factor * part * q[b, i, h] @ state
-    y = (y + p["skip"][:, None] * v) * silu(z)
-    return np.einsum("bthv,hvd->btd", y, p["out"]["kernel"])
+                    y[b, i, :, h] += factor * part * q[b, i, :, h] @ state
+    return y
 
 
 def test_mamba3_is_the_published_layer_under_the_lanes(x64):
@@ -68,21 +79,28 @@ def test_mamba3_is_the_published_layer_under_the_lanes(x64):
     check = lambda lanes, **options: np.testing.assert_allclose(
         cases.captured(mixer, found, x, seq, lanes)[0],
         layer(found["params"], np.asarray(x), **options), atol=1e-9)
-    check(None)
+    for lanes, options in lanes_and_meanings():
+        check(lanes, **options)
+
+
+def lanes_and_meanings():
+    """Lanes, and what they are to `recall`."""
+    yield None, {}
     gate = gates((2,))
     fades = (L.Separable(jnp.asarray(gate)[None]),)
     for interleaved in (False, True):
         turning = rotation(ANGLES, interleaved=interleaved)
-        check(L.Lanes(turning, fades), angles=ANGLES, fade=gate)
+        yield L.Lanes(turning, fades), dict(angles=ANGLES, fade=gate)
     weight = lambda distance: np.exp(np.asarray(falling(1.0, jnp.asarray(distance))) + 0.3)
     static = L.Toeplitz(jnp.asarray(1.0), lifted)
-    check(L.Lanes(turning, (*fades, static)), angles=ANGLES, fade=gate, weight=weight)
+    yield (L.Lanes(turning, (*fades, static)),
+           dict(angles=ANGLES, fade=gate, weight=weight))
     rng = np.random.default_rng(4)
     w, strength = rng.normal(size=(T, 2, 8)), 2 * rng.random((T, 2))
     w = w / np.linalg.norm(w, axis=-1, keepdims=True)
     house = L.Householder(jnp.asarray(w)[None], jnp.asarray(strength)[None])
-    check(L.Lanes(house), reflect=lambda t, h: np.eye(8) - strength[t, h] * np.outer(w[t, h],
-                                                                                     w[t, h]))
+    yield L.Lanes(house), dict(reflect=lambda t, h: np.eye(8) - strength[t, h] * np.outer(
+        w[t, h], w[t, h]))
 
 
 def lifted(params, distance):
