@@ -75,7 +75,7 @@ class LinearMixer(Mixer):
         weight; broadcastable to [B,T,H], in the vector family to [B,T,H,K]. normaliser: "sum"
         divides by the sum of the weights, taken without transport (which may turn a weight
         negative); None does not divide. own: the product [B,T,H] of a token with itself, where that
-        is not query times key (None: it is); not beside a normaliser.
+        is not query times key (None: it is; [B,T,H,R]: `own.products`); not beside a normaliser.
         """
         if normaliser not in ("sum", None) or normaliser and own is not None:
             raise ConfigError(f"normaliser={normaliser!r}: choose 'sum' or None, and None with own")

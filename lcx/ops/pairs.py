@@ -37,7 +37,8 @@ class Queries:
     extras: what pairwise biases do (`extras_of`).
 
     slot: the key slot of the first query; queries occupy consecutive slots (path transports).
-    own: the product [B,T,H] of a token with itself, where that is not query times key.
+    own: the product [B,T,H] of a token with itself, where that is not query times key; [B,T,H,R]:
+    with each of the R keys of its token, which have one order.
     """
 
     query: jax.Array

@@ -273,12 +273,27 @@ def test_mamba3(source, error, x64):
     stem = "mamba_ssm__ops__triton__mamba3__mamba3_siso_"
     module = source("state-spaces/mamba/tests/ops/triton/test_mamba3_siso.py", packages,
                     **{stem + "combined": kernels, stem + "step": kernels})
-    spec = dict(name="mamba3", num_heads=4, head_dim=6, state_dim=8, num_groups=2)
+    mixer, p, x = mamba3_beside(dict(name="mamba3"))
+    given = mamba3_given(p, x)
+    y, _ = module.mamba3_siso_step_ref(**{k: torch.tensor(v) for k, v in given.items()})
+    wanted = np.einsum("bthv,hvd->btd", array(y), p["out"]["kernel"])
+    got = mixer.apply({"params": jax.tree.map(jnp.asarray, p)}, jnp.asarray(x), L.sequence(1, T))[0]
+    error("mamba3", "state-spaces/mamba, test's step reference", "output", got, wanted, 1e-9)
+
+
+def mamba3_beside(spec):
+    """A layer of two groups, its parameters and an input, all drawn at random."""
+    spec = dict(spec, num_heads=4, head_dim=6, state_dim=8, num_groups=2)
     mixer = mixers.make(spec, position="no_pe", width=D, train_length=T)
-    rng, seq = np.random.default_rng(0), L.sequence(1, T)
+    rng = np.random.default_rng(0)
     x = rng.normal(size=(2, T, D))
-    shapes = nn.unbox(jax.eval_shape(lambda: mixer.init(jax.random.key(0), jnp.asarray(x), seq)))
-    p = jax.tree.map(lambda a: 0.4 * rng.normal(size=a.shape), shapes["params"])
+    shapes = nn.unbox(jax.eval_shape(
+        lambda: mixer.init(jax.random.key(0), jnp.asarray(x), L.sequence(1, T))))
+    return mixer, jax.tree.map(lambda a: 0.4 * rng.normal(size=a.shape), shapes["params"]), x
+
+
+def mamba3_given(p, x):
+    """What the reference recurrences of Mamba-3 take, from the parameters of a layer."""
     project = lambda name: np.einsum("btd,d...->bt...", x, p[name]["kernel"])
     step = np.logaddexp(0, project("step") + p["step_bias"])
     r = project("rate")
@@ -286,11 +301,32 @@ def test_mamba3(source, error, x64):
     norm = lambda a, gain: a / np.sqrt((a * a).mean(-1, keepdims=True) + 1e-5) * gain
     features = lambda name: norm(project(name), p[f"{name}_norm"]["scale"])
     angles = np.repeat(project("angle")[:, :, None], 4, 2)
-    given = dict(Q=features("query"), K=features("key"), V=project("value"),
-                 ADT=np.swapaxes(-rate * step, 1, 2), DT=np.swapaxes(step, 1, 2),
-                 Trap=np.swapaxes(project("trapezoid"), 1, 2), Q_bias=p["query_bias"],
-                 K_bias=p["key_bias"], Angles=angles, D=p["skip"], Z=project("gate"))
-    y, _ = module.mamba3_siso_step_ref(**{k: torch.tensor(v) for k, v in given.items()})
-    wanted = np.einsum("bthv,hvd->btd", array(y), p["out"]["kernel"])
-    got = mixer.apply({"params": jax.tree.map(jnp.asarray, p)}, jnp.asarray(x), seq)[0]
-    error("mamba3", "state-spaces/mamba, test's step reference", "output", got, wanted, 1e-9)
+    return dict(Q=features("query"), K=features("key"), V=project("value"),
+                ADT=np.swapaxes(-rate * step, 1, 2), DT=np.swapaxes(step, 1, 2),
+                Trap=np.swapaxes(project("trapezoid"), 1, 2), Q_bias=p["query_bias"],
+                K_bias=p["key_bias"], Angles=angles, D=p["skip"], Z=project("gate"))
+
+
+def test_mamba3_mimo(source, error, x64):
+    """Output, and the slopes of what belongs to a rank."""
+    import torch
+
+    module = source("state-spaces/mamba/tests/ops/tilelang/test_mamba3_mimo.py")
+    mixer, p, x = mamba3_beside(dict(name="mamba3_mimo", rank=3))
+    names = dict(Q_bias="query_bias", K_bias="key_bias", D="skip", MIMO_V="value_gain",
+                 MIMO_Z="gate_gain", MIMO_O="out_gain")
+    given = {k: torch.tensor(v) for k, v in mamba3_given(p, x).items()}
+    given |= {k: torch.tensor(p[name]).requires_grad_() for k, name in names.items()}
+    y = torch.einsum("bthv,hvd->btd", module.mamba3_MIMO_step_ref(**given)[0],
+                     torch.tensor(p["out"]["kernel"]))
+    torch.sin(y).sum().backward()
+
+    def run(params):
+        got = mixer.apply({"params": params}, jnp.asarray(x), L.sequence(1, T))[0]
+        return jnp.sin(got).sum(), got
+
+    slopes, got = jax.grad(run, has_aux=True)(jax.tree.map(jnp.asarray, p))
+    row = "mamba3_mimo", "state-spaces/mamba, test's step reference"
+    error(*row, "output", got, array(y), 1e-9)
+    for k, name in names.items():
+        error(*row, f"gradient of {name}", slopes[name], array(given[k].grad), 1e-8)

@@ -82,7 +82,11 @@ def _parts(queries, keys, lanes, rotary_dim):
     scores = pairs.scores(queries, keys, lanes.transport, rotary_dim)
     if queries.own is not None:
         itself = queries.seq.order[..., :, None] == keys.seq.order[..., None, :]
-        own = jnp.swapaxes(queries.own, 1, 2)[..., None]
+        own = jnp.swapaxes(queries.own, 1, 2)
+        if own.ndim == 3:
+            own = own[..., None]
+        else:  # the keys of each token lie in as many slots in a row
+            own = jnp.tile(own, scores.shape[-1] // own.shape[-1])
         scores = jnp.where(itself[:, None], own, scores)
     factor = allowed[:, None].astype(scores.dtype)
     bias = pairs.log_bias(queries, keys, lanes.bias, allowed, 1.0)
