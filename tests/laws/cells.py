@@ -18,9 +18,10 @@ WIDTH, LENGTH, TRAIN_LENGTH, BATCH = 32, 24, 16, 2
 DOCUMENTS = ((0, 9), (9, 18), (18, 24))  # the packed row
 PIECES = ((0, 7), (7, 8), (8, 15), (15, 16), (16, 23), (23, 24))  # uneven, across documents
 
-# Compositions that published models use, beside the single schemes that enrol themselves.
+# Compositions that published models use, and one in which a basis meets a bias of raw keys, beside
+# the single schemes that enrol themselves.
 STACKS = (["path", "fox"], ["randomized", "rope"], ["rope", "log_n"], ["fox", "t5_bias"],
-          ["rope", "alibi"])
+          ["rope", "alibi"], ["hyperbolic_hope", "shaw"])
 
 
 def name_of(spec) -> str:

@@ -29,15 +29,17 @@ def core(family: str, inner: dict, lanes: L.Lanes, seq: L.Sequence) -> np.ndarra
 
 
 def _in_basis(inner: dict, lanes: L.Lanes) -> tuple[dict, L.Lanes]:
-    """Vectors of tokens in the coordinates that a diagonal transport fades."""
+    """Vectors of tokens in the coordinates that a diagonal transport fades, beside the raw ones
+    that pairwise biases read."""
     transport = lanes.transport
     width = transport.increment.shape[-1]
     matrix = np.asarray(transport.basis(np.eye(width)), np.float64)  # its rows: images of the axes
     seen = lambda x: np.concatenate([x[..., :width] @ matrix, x[..., width:]], -1)
     vectors = ("query", "key", "erase", "write", "far_query", "far_key")
+    raw = {f"raw_{name}": inner[name] for name in ("query", "key") if name in inner}
     inner = {name: seen(x) if name in vectors and x is not None else x
              for name, x in inner.items()}
-    return inner, lanes.replace(transport=transport.replace(basis=None))
+    return inner | raw, lanes.replace(transport=transport.replace(basis=None))
 
 
 class _Seq:

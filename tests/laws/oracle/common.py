@@ -156,9 +156,9 @@ def bias(inner, lanes, seq, b, h, heads) -> np.ndarray:
                                             ids[:, None]))[..., h]
         elif isinstance(lane, L.Pairwise):
             mask = np.stack([allowed(inner, seq, r) for r in range(seq.order.shape[0])])
-            key = inner["key"]
+            query, key = (inner.get(f"raw_{name}", inner[name]) for name in ("query", "key"))
             key = np.repeat(key, heads // key.shape[2], axis=2)
-            tile = L.Tile(inner["query"], key, mask, seq.ids, seq.ids,
+            tile = L.Tile(query, key, mask, seq.ids, seq.ids,
                           float(inner.get("scale", 1.0)), lane.extras, lane.extras)
             total += np.asarray(lane.kernel(lane.params, tile))[b, h]
         else:
