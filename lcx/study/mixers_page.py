@@ -18,7 +18,7 @@ WIDTH, LENGTHS = 128, (1024, 65536)  # of the layer whose state is counted
 COMMAND, COSTS = "lcx mixers --page docs", "mixers_cost.csv"
 COST_COMMAND = "python bench/mixers_cost.py"
 PICTURE = ("lcx matrix --html matrix.html && chromium --headless --hide-scrollbars "
-           "--window-size=1620,2360 --screenshot=docs/figures/matrix.png matrix.html")
+           "--window-size=1680,2500 --screenshot=docs/figures/matrix.png matrix.html")
 FAMILIES = {
     "softmax": "a softmax (or another function) of the logits of each pair of tokens",
     "linear": "a memory S = decay S + k v^T, read by q: a scalar decay per head",
