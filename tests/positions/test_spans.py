@@ -151,6 +151,7 @@ def spread(length, count, seed=4):
      np.r_[1, theta(4, 100.0), theta(6, 100.0)]),
     ("rope_tie", 8, (0, 1, 0, 1), theta(8)), ("rope_tie_v2", 8, (0, 1, 0, 1), theta(8)),
     ("video_rope", 16, (1, 2, 1, 2, 1, 2, 0, 0), theta(16)),
+    ("video_rope", 4, (1, 2), theta(4)), ("hope_video", 4, (1, 2), theta(4)),  # no pair of time
 ], ids=str)
 def test_rotations_of_several_axes_against_a_twin(spec, dim, axis, ladder, x64):
     length, count = 7, max(axis) + 1
