@@ -9,7 +9,7 @@ import lcx
 
 ROOT = Path(lcx.__file__).parent
 FLOORS = (
-    {"errors", "types", "integral", "lanes", "lookup", "phases", "sharding",
+    {"errors", "types", "integral", "labels", "lanes", "lookup", "phases", "sharding",
      "spans", "stream"},  # may know each other
     {"ops"},
     {"layers"},

@@ -8,7 +8,7 @@ import pytest
 import lcx
 from lcx.eval.statistics import t_interval
 from lcx.study import records
-from lcx.study.arms import Arm
+from lcx.study.arms import Arm, arm_of
 from lcx.study.caveats import warn
 from lcx.study.distinct import distinguish, final
 from lcx.study.figures import heatmap, tokens, tradeoff
@@ -125,16 +125,18 @@ def test_a_test_time_scheme_is_an_arm_of_its_own():
     native = make("yarn(factor=8.0)", "attention", 0, 128, extra={"arm": "yarn"})
     override = {**trained, "position": "yarn(factor=8.0)", "config_hash": "other",
                 "extra": {**trained["extra"], "arm": "yarn"}}
-    labels = [row["extra"].get("label", "") for row in distinguish([trained, native, override])]
-    assert labels == ["", "", "over rope"]
+    named = [arm_of(row).label() for row in distinguish([trained, native, override])]
+    assert named == ["rope, attention", "yarn x8, attention", "rope, attention, tested as yarn x8"]
     longer = {**trained, "config_hash": "third", "extra": {
         **trained["extra"], "arm": "longer", "override": {"experiment.eval.max_factor": 32}}}
-    assert distinguish([trained, longer])[1]["extra"]["label"] == "max_factor=32"
+    told = arm_of(distinguish([trained, longer])[1])
+    assert told.label() == "rope, attention, tested with max_factor=32"
     named = {**override, "extra": {**override["extra"], "label": "over rope", "override": {
         "experiment.model.position": {"name": "yarn", "factor": 8.0}}, "initialised": ["w"]}}
-    assert distinguish([trained, named])[1]["extra"]["label"] == "over rope"
-    assert "no training has touched: yarn(factor=8.0), attention, over rope" in " ".join(
-        warn([named]))
+    assert arm_of(distinguish([trained, named])[1]).label(mixers=False) == \
+        "rope, tested as yarn x8"
+    assert "no training has touched: rope, attention, tested as yarn x8." in " ".join(
+        warn(distinguish([trained, named])))
 
 
 def test_figures_that_compare_need_something_to_compare():

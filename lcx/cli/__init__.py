@@ -21,6 +21,7 @@ from lcx.cli import (
     train,
 )
 from lcx.errors import ConfigError, DataError
+from lcx.labels import show
 
 # Importing a command is quick: what it needs of jax it imports when it runs.
 COMMANDS = (train, eval, sweep, search, status, report, generate, matrix, mixers, positions,
@@ -118,11 +119,11 @@ class _Version(argparse.Action):
     def __call__(self, parser, *_):
         from lcx.config.identity import code_version
 
-        print(f"lcx {code_version()[0]}")
+        show(f"lcx {code_version()[0]}")
         parser.exit()
 
 
 def _say(error: object, code: int) -> int:
     text = " ".join(str(error).split("\n")) if code == 2 else str(error)
-    print(f"lcx: error: {text}", file=sys.stderr)
+    show(f"lcx: error: {text}", file=sys.stderr)
     return code

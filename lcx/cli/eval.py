@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 
 from lcx.cli.arguments import print_json
+from lcx.labels import show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,11 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from lcx.study import tables
+    from lcx.study.distinct import distinguish
     from lcx.study.run import evaluate_member
 
     rows = evaluate_member(arguments.run_folder, arguments.overrides, arguments.override)
     if arguments.json:
         print_json(rows)
     else:
-        print(tables.overview(rows))
+        show(tables.overview(distinguish(rows)))
     return 0

@@ -15,6 +15,8 @@ import argparse
 import json
 import sys
 
+from lcx.labels import show
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", metavar="RUN", help="a folder runs/<name>/<run id>")
@@ -47,11 +49,19 @@ def run(arguments: argparse.Namespace) -> int:
     opened = open_run(folder, config)
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     if not arguments.json:
-        print(prompt, end="", flush=True)
+        _put(prompt)
     for token, text in generate(opened, prompt, arguments.tokens, top_p=arguments.top_p,
                                 temperature=arguments.temperature, seed=arguments.seed):
-        print(json.dumps({"token": token, "text": text}) if arguments.json else text,
-              end="\n" if arguments.json else "", flush=True)
+        _put(json.dumps({"token": token, "text": text}) + "\n" if arguments.json else text)
     if not arguments.json:
-        print()
+        _put("\n")
     return 0
+
+
+def _put(text: str) -> None:
+    """Into a file every character as it is; on a terminal none that acts on it."""
+    if sys.stdout.isatty():
+        show(text, end="")
+    else:
+        sys.stdout.write(text)
+    sys.stdout.flush()

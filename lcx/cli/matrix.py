@@ -16,6 +16,7 @@ from pathlib import Path
 
 from lcx.cli.arguments import print_json
 from lcx.errors import ConfigError, did_you_mean
+from lcx.labels import show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,20 +43,21 @@ def run(arguments: argparse.Namespace) -> int:
     grid = drawn.arrange(cells)
     if arguments.html:
         try:
-            Path(arguments.html).write_text(drawn.html(grid, code_version()[0]))
+            Path(arguments.html).write_text(drawn.html(grid, code_version()[0]),
+                                             encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"cannot write --html {arguments.html}: {error.strerror}") from error
-        print(arguments.html)
+        show(arguments.html)
         return 0
     one = arguments.position or arguments.mixer
-    print(drawn.by_scheme(grid) if arguments.schemes or one else drawn.by_class(grid))
+    show(drawn.by_scheme(grid) if arguments.schemes or one else drawn.by_class(grid))
     counts = grid.counts()
-    print("\n" + ", ".join(f"{sign} {status}: {counts[status]}"
-                           for status, sign in drawn.SIGNS.items()))
+    show("\n" + ", ".join(f"{sign} {status}: {counts[status]}"
+                          for status, sign in drawn.SIGNS.items()))
     if one:
         for cell in cells:
             if cell["status"] != "native":
-                print("\n" + drawn.told(cell).replace("\n", "\n  "))
+                show("\n" + drawn.told(cell).replace("\n", "\n  "))
     else:
-        print("why: lcx matrix --mixer NAME, --position NAME or --html FILE")
+        show("why: lcx matrix --mixer NAME, --position NAME or --html FILE")
     return 0

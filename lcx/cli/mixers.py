@@ -14,6 +14,7 @@ import argparse
 from pathlib import Path
 
 from lcx.cli.arguments import print_json
+from lcx.labels import show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name in arguments.mixers:
         lookup.find(mixers.PACKAGE, name)
     if arguments.page:
-        print(mixers_page.write(Path(arguments.page)))
+        show(mixers_page.write(Path(arguments.page)))
         return 0
     records = [mixers_page.record(name)
                for name in arguments.mixers or mixers_page.names_in_order()]
@@ -39,6 +40,6 @@ def run(arguments: argparse.Namespace) -> int:
     kind = max(len(record["family"]) for record in records)
     for record in records:
         paper = f" ({record['paper']})" if record["paper"] else ""
-        print(f"{record['family'].ljust(kind)}  {record['name'].ljust(width)}  "
-              f"{record['summary']}{paper}")
+        show(f"{record['family'].ljust(kind)}  {record['name'].ljust(width)}  "
+             f"{record['summary']}{paper}")
     return 0

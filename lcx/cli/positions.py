@@ -18,6 +18,7 @@ from typing import Any
 
 from lcx.cli.arguments import print_json
 from lcx.errors import ConfigError
+from lcx.labels import show
 
 KINDS = (".svg", ".png", ".pdf")
 
@@ -57,8 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
     width = max((len(record["name"]) for record in records), default=0)
     for record in records:
         summary, paper = record.get("summary", ""), record.get("paper") or ""
-        print(f"{record['name'].ljust(width)}  {summary}"
-              + (f" ({paper})" if paper not in summary else ""))
+        show(f"{record['name'].ljust(width)}  {summary}"
+             + (f" ({paper})" if paper not in summary else ""))
     return 0
 
 
@@ -83,7 +84,7 @@ def plot(specs: list[Any], file: Path, length: int) -> int:
     if not specs:
         raise ConfigError("--plot needs schemes: lcx positions rope alibi --plot; for all of them "
                           "--gallery FOLDER")
-    print(distances.draw(specs, file, length))
+    show(distances.draw(specs, file, length))
     return 0
 
 
@@ -93,5 +94,5 @@ def gallery(folder: Path, length: int, chosen: bool) -> int:
 
     if chosen:
         raise ConfigError("--gallery shows all schemes; leave their names out, or use --plot")
-    print(pages.write(folder, train_length=length))
+    show(pages.write(folder, train_length=length))
     return 0

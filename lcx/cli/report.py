@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Callable
 
 from lcx.cli.arguments import print_json
+from lcx.labels import show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         print_json(read(arguments.runs))
         return 0
-    write(arguments.runs, arguments.out, print, mix_versions=arguments.mix_versions)
+    write(arguments.runs, arguments.out, show, mix_versions=arguments.mix_versions)
     return 0
 
 

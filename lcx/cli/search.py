@@ -22,6 +22,7 @@ import sys
 
 from lcx.cli.arguments import add_config, add_old, command_line, config_of, print_json
 from lcx.cli.sweep import duration
+from lcx.labels import show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from lcx.study.search import search
 
-    say = lambda text: print(text, file=sys.stderr if arguments.json else sys.stdout, flush=True)
+    say = lambda text: show(text, file=sys.stderr if arguments.json else sys.stdout, flush=True)
     trials = search(config_of(arguments), arguments.overrides, trials=arguments.trials,
                     metric=arguments.metric, length=arguments.length, old=arguments.old,
                     timeout=arguments.timeout, command=command_line(arguments), say=say)

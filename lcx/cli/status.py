@@ -14,6 +14,7 @@ import sys
 import time
 
 from lcx.cli.arguments import print_json
+from lcx.labels import show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,8 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
             print_json(records)
         else:
             if arguments.watch is not None and sys.stdout.isatty():
-                print("\033[H\033[J", end="")  # a clean screen
-            print(table(records), flush=True)
+                sys.stdout.write("\033[H\033[J")  # a clean screen
+            show(table(records), flush=True)
         open_ones = any(record["state"] in ("waiting", "running") for record in records)
         if arguments.watch is None or not open_ones:
             return int(any(record["state"] in BAD for record in records))

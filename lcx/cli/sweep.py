@@ -17,6 +17,7 @@ import argparse
 import sys
 
 from lcx.cli.arguments import add_config, add_old, command_line, config_of, print_json
+from lcx.labels import show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,17 +41,17 @@ def run(arguments: argparse.Namespace) -> int:
             member.state = read_status(member.folder)["state"]
         _show(members, arguments.json)
         return 0
-    say = lambda text: print(text, file=sys.stderr if arguments.json else sys.stdout, flush=True)
+    say = lambda text: show(text, file=sys.stderr if arguments.json else sys.stdout, flush=True)
     good = sweep(members, jobs=arguments.jobs, timeout=arguments.timeout,
                  old=arguments.old, command=command_line(arguments), say=say)
     if arguments.json:
         _show(members, True)
     failed = [member for member in members if member.state != "finished"]
     if failed:
-        print(f"lcx: {len(failed)} of {len(members)} members did not finish:", file=sys.stderr)
+        show(f"lcx: {len(failed)} of {len(members)} members did not finish:", file=sys.stderr)
         for member in failed:
-            print(f"  {member.label}: {member.error} (log: {member.folder / 'log.txt'})",
-                  file=sys.stderr)
+            show(f"  {member.label}: {member.error} (log: {member.folder / 'log.txt'})",
+                 file=sys.stderr)
     if len(failed) < len(members):
         from lcx.cli.report import write
 
@@ -75,4 +76,4 @@ def _show(members, as_json: bool) -> None:
         print_json(records)
         return
     for member, record in zip(members, records):
-        print(f"{record['run']}  {member.state:9}  {member.label}")
+        show(f"{record['run']}  {member.state:9}  {member.label}")

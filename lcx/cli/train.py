@@ -15,6 +15,7 @@ import argparse
 import json
 
 from lcx.cli.arguments import add_config, add_old, config_of, print_json
+from lcx.labels import show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _dry(config, arguments.json)
     from lcx.study import records, tables
+    from lcx.study.distinct import distinguish
     from lcx.study.preflight import check, check_data
     from lcx.study.run import run_member
     from lcx.study.run_folder import folder_of
@@ -44,10 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(rows)
     elif rows:
-        print(tables.overview(rows))
-        print(f"run: {folder}\nnext: lcx report {folder.parent}")
+        show(tables.overview(distinguish(rows)))
+        show(f"run: {folder}\nnext: lcx report {folder.parent}")
     else:
-        print(f"run: {folder}\nnext: lcx eval {folder}")
+        show(f"run: {folder}\nnext: lcx eval {folder}")
     return 0
 
 
@@ -58,5 +60,5 @@ def _dry(config, as_json: bool) -> int:
     if as_json:
         print_json([told])
     else:
-        print(json.dumps(told["config"], indent=1), text(told), sep="\n\n")
+        show(f"{json.dumps(told['config'], indent=1)}\n\n{text(told)}")
     return 0

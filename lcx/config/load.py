@@ -20,6 +20,7 @@ from lcx.config.identity import resolve
 from lcx.config.override import apply, assign, assign_all, leaf_paths, parse_override
 from lcx.config.start import settled
 from lcx.errors import ConfigError, did_you_mean
+from lcx.labels import file_name
 
 
 def load(spec: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> ConfigDict:
@@ -40,7 +41,7 @@ def load(spec: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config
     config = base_config()
     assign_all(config, resolve(values))
     if not config.runtime.name:
-        config.runtime.name = path.stem + (f"-{argument}" if argument else "")
+        config.runtime.name = file_name(path.stem + (f"-{argument}" if argument else ""))
     if not isinstance(overrides, Mapping):
         overrides = [parse_override(text) for text in overrides]
     else:

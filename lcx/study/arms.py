@@ -7,23 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lcx.eval.statistics import Estimate, t_interval
+from lcx.study.names import Arm, alone
 
 Row = Mapping[str, Any]
 SAME, CURVE, UNIGRAM = "same_target", "position_curve", "unigram"  # the methods that are drawn
-
-
-@dataclasses.dataclass(frozen=True, order=True)
-class Arm:
-    """What is compared; `note` tells arms apart that differ in something else (runtime.label)."""
-
-    mixer: str
-    position: str
-    note: str = ""
-
-    def label(self, mixers: bool = True) -> str:
-        """"rope, attention"; the mixer may be left out where there is only one."""
-        parts = [self.position, self.mixer if mixers else "", self.note]
-        return ", ".join(part for part in parts if part)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +30,9 @@ class Point:
 
 
 def arm_of(row: Row) -> Arm:
-    note = (row.get("extra") or {}).get("label") or ""
-    return Arm(str(row["mixer"]), str(row["position"]), note)
+    """Its arm: as `lcx.study.distinct.distinguish` named it beside others, else by itself."""
+    return row.get("arm") or alone(str(row["position"]), str(row["mixer"]),
+                                   str((row.get("extra") or {}).get("label") or ""))
 
 
 def version_of(row: Row) -> str:

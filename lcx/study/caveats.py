@@ -9,6 +9,7 @@ from lcx.errors import ConfigError
 from lcx.study.arms import Arm, Row, arm_of, curves, version_of
 from lcx.study.distinct import final
 from lcx.study.gaps import APART, longest, rises
+from lcx.study.names import member_name
 
 ALIKE = 1.01  # training tokens this far apart count as equal
 
@@ -55,12 +56,12 @@ def warn(rows: Sequence[Row], members: Sequence[Mapping[str, Any]] = ()) -> list
         found.append("These arms were scored on different target tokens: compare their gaps, not "
                      "their levels.")
     found += _broken_at_once(rows)
-    lost = [f"{row['position']}, {row['mixer']} at {row['length']}: "
+    lost = [f"{arm_of(row).label()} at {row['length']}: "
             f"{(row['extra'] or {}).get('status')}" for row in rows
             if row["metric"] in ("bpb", "accuracy") and row["value"] is None]
     if lost:
         found.append(f"Without a value: {'; '.join(dict.fromkeys(lost))}.")
-    failed = [f"{m['position']}, {m['mixer']}, seed {m['seed']} ({m['state']})" for m in members
+    failed = [f"{member_name(m)} ({m['state']})" for m in members
               if m.get("state") not in ("finished", None)]
     if failed:
         found.append(f"{len(failed)} of {len(members)} runs are not in this report or not whole: "

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
 from lcx.eval.statistics import Estimate
+from lcx.labels import digest
 from lcx.study.arms import Arm
 
 Row = Mapping[str, Any]
@@ -29,7 +29,7 @@ class Cell(str):
 def anchor(arm: Arm, *parts: Any) -> str:
     """The id of an arm's section, or of one of its measurements there."""
     slug = re.sub(r"[^a-z0-9]+", "-", arm.label().lower()).strip("-")
-    check = f"{zlib.crc32(arm.label().encode()):08x}"[:4]  # "a(1)" and "a-1" have one slug
+    check = digest(arm.label(), 12)  # "a(1)" and "a-1" have one slug
     return "-".join(["arm", slug, check, *(str(part) for part in parts if part != "")])
 
 

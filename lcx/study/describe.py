@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from lcx import lookup
-from lcx.config import canonical_json, resolve, run_id
-from lcx.config.override import apply
+from lcx.config import COMPONENTS, base_config, canonical_json, resolve, run_id
+from lcx.config.base import PATTERN
+from lcx.config.override import apply, leaf_paths
+from lcx.labels import digest
+from lcx.study.names import Facts
+
+KEYS = tuple(leaf_paths(base_config()))
 
 
 def component(package: str, spec: Any) -> str:
@@ -17,10 +23,15 @@ def component(package: str, spec: Any) -> str:
     spec = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = spec.pop("name")
     defaults = lookup.fields(lookup.find(package, name))
-    told = [f"{key}={canonical_json(value) if isinstance(value, (dict, list)) else value}"
-            for key, value in sorted(spec.items())
+    told = [f"{key}={_option(value)}" for key, value in sorted(spec.items())
             if key not in defaults or resolve(defaults[key]) != resolve(value)]
     return f"{name}({', '.join(told)})" if told else name
+
+
+def _option(value: Any) -> str:
+    """A value that can be read again: nested ones, and text with marks of its own, as JSON."""
+    odd = isinstance(value, str) and not re.fullmatch(r"[\w.:-]*", value)
+    return canonical_json(value) if odd or isinstance(value, (dict, list)) else str(value)
 
 
 def layers(config: Any, key: str, package: str) -> str:
@@ -44,6 +55,11 @@ def arm_id(config: Any) -> str:
     return run_id(apply(config, {"experiment.seed": 0}))
 
 
+def facts(config: Any) -> Facts:
+    """What names an arm that is not measured yet, as its rows will say it."""
+    return Facts(position(config), mixer(config), config.runtime.label, id=arm_id(config))
+
+
 def changes(own: Any, other: Any) -> dict[str, Any]:
     """The keys of experiment.model and experiment.eval that differ, with their other values."""
     found = {}
@@ -64,11 +80,27 @@ def test_time(own: Any, other: Any) -> str:
 
 
 def overrides_label(overrides: Mapping[str, Any]) -> str:
-    """What a sweep member changes beside scheme, mixer and seed: "width=64"."""
-    shown = {"experiment.model.position", "experiment.model.mixer", "experiment.seed"}
-    parts = []
-    for path, value in overrides.items():
-        if path not in shown:
-            value = value.get("name", value) if isinstance(value, Mapping) else value
-            parts.append(f"{path.rsplit('.', 1)[-1]}={value}")
+    """What a sweep member changes beside scheme, mixer and seed: "width=64".
+
+    The order of the overrides does not count; a nested setting is an id of its content.
+    """
+    said = ("experiment.model.position", "experiment.model.mixer", PATTERN, "experiment.seed")
+    parts = [f"{_key(path)}={_value(path, value)}" for path, value in sorted(overrides.items())
+             if not any(path == slot or path.startswith(f"{slot}.") for slot in said)]
     return " ".join(parts)
+
+
+def _key(path: str) -> str:
+    """The last word of a path, and the one before where several keys end in it."""
+    word = path.rsplit(".", 1)[-1]
+    alike = [known for known in KEYS if known.rsplit(".", 1)[-1] == word]
+    return word if len(alike) < 2 else ".".join(path.split(".")[-2:])
+
+
+def _value(path: str, value: Any) -> str:
+    value = resolve(value)
+    if isinstance(value, dict) and path in COMPONENTS and "name" in value:
+        return component(COMPONENTS[path], value)
+    if isinstance(value, (list, dict)):
+        return f"#{digest(canonical_json(value))}"
+    return str(value)

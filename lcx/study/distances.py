@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from lcx.positions import listing
 from lcx.study import probe
 from lcx.study.figures.canvas import matplotlib_or_hint
 from lcx.study.figures.style import COLOURS, GREY, RC
+from lcx.study.figures.words import words
 
 HEADS, HEAD_DIM, FACTOR, FLOOR = 4, 64, 8, -20.0
 OVER = {"Temperature": "rope", "remap": "rope", "LogitMap": "alibi"}  # nothing to see alone
@@ -105,8 +105,8 @@ def draw(specs: Sequence[Any], file: Path, train_length: int = 128) -> Path:
         for row, spec in zip(grid, specs):
             for axes, found in zip(row, panels(spec, train_length)):
                 paint(axes, found, train_length)
-            row[0].set_title(positions.label(shown(spec)).replace("+", " + "), loc="left")
-        grid[0, 1].set_title(f"at {FACTOR}x the train length", loc="left", weight="normal")
+            row[0].set_title(words(positions.label(shown(spec)).replace("+", " + ")), loc="left")
+        grid[0, 1].set_title(words(f"at {FACTOR}x the train length"), loc="left", weight="normal")
         for axes in grid[-1]:
             axes.set_xlabel("distance to the key")
         canvas.supylabel("logit, less that of the token itself", fontsize=8)
@@ -121,7 +121,7 @@ def paint(axes, found: Curve, train_length: int) -> None:
     alike = np.allclose(seen, seen[:1], equal_nan=True)
     for head, line in enumerate(seen[:1] if alike else seen):
         axes.plot(found.distances[1:], line[1:], lw=1.1,
-                  color=COLOURS[head % len(COLOURS)], label=f"head {head + 1}")
+                  color=COLOURS[head % len(COLOURS)])
     if not np.nanmax(np.abs(seen), initial=0.0) > 1e-6:  # flat: not rounding, magnified
         axes.set_ylim(-1, 1)
     axes.set_xscale("log")
@@ -129,5 +129,5 @@ def paint(axes, found: Curve, train_length: int) -> None:
     if found.length > train_length:
         axes.axvline(train_length, color=GREY, lw=0.7, ls=":")
     if np.isnan(seen).all():
-        axes.text(0.5, 0.5, textwrap.fill(found.note, 38), transform=axes.transAxes, ha="center",
+        axes.text(0.5, 0.5, words(found.note, 38, most=400), transform=axes.transAxes, ha="center",
                   va="center", fontsize=6.5, color=GREY)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 
-from lcx.study.arms import Arm, Row, arm_of
+from lcx.study.arms import Row
+from lcx.study.names import Facts, names
+from lcx.study.spelling import flat
 
 
 def distinguish(rows: Sequence[Row]) -> list[Row]:
-    """Rows whose label tells all arms apart.
+    """Rows with their `arm`, whose name no other arm has; all else of them stays as it is stored.
 
     A run tested under another config than it was trained with is an arm of its own: YaRN over a
     RoPE checkpoint is not a model trained with YaRN. Arms of one name that still differ in more
-    than the seed get their hash into the label.
+    than the seed get their hash into it.
     """
     trained = {row["run"]: row for row in rows if row["run"] == row["config_hash"]}
-    rows = [_noted(row, _test_time(row, trained.get(row["run"]))) for row in rows]
-    hashes: dict[Arm, set[str]] = {}
-    for row in rows:
-        hashes.setdefault(arm_of(row), set()).add(_hash(row))
-    return [_noted(row, f"#{_hash(row)[:4]}") if len(hashes[arm_of(row)]) > 1 else row
-            for row in rows]
+    facts = [_facts(row, trained.get(row["run"])) for row in rows]
+    known = names(facts)
+    return [{**row, "arm": known[own]} for row, own in zip(rows, facts)]
 
 
 def final(rows: Sequence[Row]) -> list[Row]:
@@ -47,24 +47,26 @@ def _step(row: Row) -> int:
     return row["checkpoint_step"] or 0
 
 
-def _hash(row: Row) -> str:
-    return (row["extra"] or {}).get("arm", "")
-
-
-def _test_time(row: Row, trained: Row | None) -> str:
-    """What a row's label must still say where it was tested under another config: "over rope"."""
-    if row["run"] == row["config_hash"]:
-        return ""
-    changed = (row["extra"] or {}).get("override")
-    if changed is not None:  # an evaluation labels what it changes of the model by itself
-        return " ".join(f"{path.rsplit('.', 1)[-1]}={value}" for path, value in changed.items()
-                        if not path.startswith("experiment.model."))
-    told = [f"over {trained[key]}" for key in ("position", "mixer")
-            if trained is not None and trained[key] != row[key]]
-    return " ".join(told) or "overridden at test"
-
-
-def _noted(row: Row, note: str) -> Row:
+def _facts(row: Row, trained: Row | None) -> Facts:
+    """What a row says of its arm; `trained`: a row of the same run under its own config."""
     extra = row["extra"] or {}
-    label = " ".join(part for part in (extra.get("label", ""), note) if part)
-    return {**row, "extra": {**extra, "label": label}} if note else row
+    own = Facts(str(row["position"]), str(row["mixer"]), _label(row), id=str(extra.get("arm", "")))
+    if row["run"] == row["config_hash"]:
+        return own
+    changed = extra.get("override")
+    others = [f"{path.rsplit('.', 1)[-1]}={value}" for path, value in (changed or {}).items()
+              if not path.startswith("experiment.model.")]
+    if trained is None:  # its label says what it is over
+        return dataclasses.replace(own, tested=" ".join(others))
+    was, label = (str(trained["position"]), str(trained["mixer"])), _label(trained)
+    told = own.note.removeprefix(label).strip()
+    for name in was:
+        told = told.removeprefix(f"over {name}").strip()
+    told = " ".join(part for part in (told, *others) if part)
+    if changed is None and not told and was == (own.position, own.mixer):
+        told = "another config"
+    return dataclasses.replace(own, note=label, trained=was, tested=told)
+
+
+def _label(row: Row) -> str:
+    return flat(str((row["extra"] or {}).get("label") or ""))

@@ -10,6 +10,7 @@ from typing import Any
 
 from lcx.errors import ConfigError
 from lcx.eval.rows import FIELDS
+from lcx.labels import visible
 from lcx.study.arms import Row, arm_of
 
 NUMBERS = ("train_length", "length", "value", "low", "high", "documents", "tokens", "parameters",
@@ -25,8 +26,7 @@ def frame(rows: Sequence[Row]) -> Any:
         import pandas
     except ImportError:
         raise ConfigError("a frame needs pandas: pip install lcx[report]") from None
-    found = pandas.DataFrame([{"arm": arm_of(row).label(), **row} for row in rows],
-                             columns=["arm", *FIELDS])
+    found = pandas.DataFrame([{**row, **_names(row)} for row in rows], columns=["arm", *FIELDS])
     for name in NUMBERS:  # 'unknown' becomes NaN
         found[name] = pandas.to_numeric(found[name], errors="coerce")
     return found
@@ -39,12 +39,12 @@ def write(rows: Sequence[Row], folder: Path) -> tuple[list[Path], str]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "rows.csv"
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["arm", *FIELDS])
         for row in rows:
-            writer.writerow([arm_of(row).label(), *(row[name] for name in FIELDS[:-1]),
-                             json.dumps(row["extra"])])
+            told = {**row, **_names(row), "extra": json.dumps(row["extra"])}
+            writer.writerow([told[name] for name in ("arm", *FIELDS)])
     parquet = folder / "rows.parquet"
     parquet.unlink(missing_ok=True)  # never one of older rows beside a new CSV
     try:
@@ -58,3 +58,9 @@ def write(rows: Sequence[Row], folder: Path) -> tuple[list[Path], str]:
         table[name] = table[name].astype("string" if name != "seed" else "Int64")
     table.to_parquet(parquet, engine="pyarrow", index=False)
     return [path, parquet], ""
+
+
+def _names(row: Row) -> dict[str, str]:
+    """The arm's name; its scheme and mixer in full, without what breaks a cell."""
+    return {"arm": arm_of(row).label(), "position": visible(row["position"]),
+            "mixer": visible(row["mixer"])}

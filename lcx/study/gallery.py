@@ -31,7 +31,7 @@ def write(folder: Path, names: Sequence[str] | None = None, train_length: int = 
         file = folder / "figures" / "positions" / f"{record['name']}.svg"
         distances.draw([record["name"]], file, train_length)
     page = folder / "positions.md"
-    page.write_text(text(records, train_length))
+    page.write_text(text(records, train_length), encoding="utf-8")
     return page
 
 

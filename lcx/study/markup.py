@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from lcx.labels import visible
 from lcx.study.figures import Figure
 
 STYLE = """
@@ -83,7 +84,8 @@ addEventListener("hashchange", reveal); reveal();
 
 
 def escape(text: Any) -> str:
-    return html.escape(str(text))
+    """Text for an element or an attribute: nothing in it is markup, or acts on what is around."""
+    return html.escape(visible(text, keep="\n\t"))
 
 
 def document(title: str, parts: Sequence[str]) -> str:

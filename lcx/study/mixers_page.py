@@ -91,7 +91,8 @@ def write(folder: Path) -> Path:
         with file.open() as lines:
             costs = list(csv.DictReader(lines))
     page = folder / "mixers.md"
-    page.write_text(text([record(name) for name in names_in_order()], matrix.cells(), costs))
+    page.write_text(text([record(name) for name in names_in_order()], matrix.cells(), costs),
+                    encoding="utf-8")
     return page
 
 

@@ -26,6 +26,7 @@ from lcx.study import capture as inside
 from lcx.study import describe, export, records
 from lcx.study.distinct import distinguish
 from lcx.study.generation import generate
+from lcx.study.names import alone
 from lcx.study.own_texts import score
 from lcx.study.preflight import check
 from lcx.study.restore import Run, config_file, open_run
@@ -82,9 +83,9 @@ class TrainedRun(Run):
         return rows(self.folder)
 
     def __repr__(self) -> str:
-        return (f"run {self.folder.name}: {describe.position(self.config)} on "
-                f"{describe.mixer(self.config)}, trained at {self.train_length} for {self.step} "
-                f"steps, {self.parameters:,} parameters")
+        arm = alone(describe.position(self.config), describe.mixer(self.config))
+        return (f"run {self.folder.name}: {arm.label()}, trained at {self.train_length} for "
+                f"{self.step} steps, {self.parameters:,} parameters")
 
 
 def load(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainedRun:
@@ -118,6 +119,6 @@ def _runs(folder: Path) -> list[str]:
     found = []
     for path in sorted(folder.glob("*/config.json")):
         config = configs.load(str(path))
-        found.append(f"{path.parent.name} ({describe.position(config)}, {describe.mixer(config)}, "
-                     f"seed {config.experiment.seed})")
+        arm = alone(describe.position(config), describe.mixer(config), config.runtime.label)
+        found.append(f"{path.parent.name} ({arm.label()}, seed {config.experiment.seed})")
     return found

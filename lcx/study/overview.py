@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lcx.errors import DataError
+from lcx.labels import columns, cut, one_line, pad
+from lcx.study.names import WIDTH, member_name
+from lcx.study.spelling import flat
 from lcx.study.status import held, read_status
 from lcx.study.versions import OLD
 
@@ -38,9 +41,9 @@ def overview(folder: str | Path) -> list[dict[str, Any]]:
 def table(records: Sequence[Mapping[str, Any]]) -> str:
     """The records for a terminal, errors in full beneath, and how many are in which state."""
     lines = [COLUMNS] + [_line(record) for record in records]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
-    text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in lines]
-    text += [f"{r['run']}: {r['error']}" for r in records if r["error"]]
+    widths = [max(columns(line[i]) for line in lines) for i in range(len(COLUMNS))]
+    text = ["  ".join(pad(cell, w) for cell, w in zip(line, widths)).rstrip() for line in lines]
+    text += [f"{r['run']}: {one_line(r['error'])}" for r in records if r["error"]]
     counts = Counter(record["state"] for record in records)
     return "\n".join([*text, ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))])
 
@@ -56,9 +59,9 @@ def _record(run: Path, member: Mapping[str, Any]) -> dict[str, Any]:
     left = None
     if state == "running" and rate and steps:
         left = round((steps - step) * last["tokens"] / rate, 1)
-    parts = (member.get("position"), member.get("mixer"), member.get("label"))
-    arm = ", ".join([part for part in parts if part] + [f"seed {member['seed']}"]) if member else ""
-    return dict(run=run.name, arm=arm or config.get("runtime", {}).get("label", ""), state=state,
+    label = flat(str(member.get("label") or config.get("runtime", {}).get("label") or ""))
+    arm = label and cut(one_line(label), WIDTH)
+    return dict(run=run.name, arm=member_name(member) if member else arm, state=state,
                 doing=status.get("doing", "") if state == "running" else "", step=step,
                 steps=steps, loss=last.get("loss"), tokens_per_second=rate, seconds_left=left,
                 seconds=status.get("seconds"), error=error, folder=str(run))
@@ -71,7 +74,7 @@ def _line(record: Mapping[str, Any]) -> tuple[str, ...]:
     left = record["seconds_left"]
     left = "" if left is None else f"{int(left) // 60}:{int(left) % 60:02d}"
     return (record["run"], record["doing"] or record["state"], step, loss, rate, left,
-            record["arm"])
+            one_line(record["arm"]))
 
 
 def _last_row(path: Path, tail: int = 8192) -> dict[str, Any]:

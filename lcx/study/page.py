@@ -8,11 +8,14 @@ from typing import Any
 
 from lcx.eval.exact import METHOD
 from lcx.eval.lengths import STABLE_WITHIN
+from lcx.labels import cut, one_line
 from lcx.study import answers, markup, sections, tables
 from lcx.study.arms import Row, baseline, curves, train_lengths
+from lcx.study.cells import Cell
 from lcx.study.distinct import final
 from lcx.study.figures import Figure
 from lcx.study.gaps import longest, rises
+from lcx.study.names import WIDTH
 
 NAMED = 4  # arms that the summary lists
 STAR = "* the train length. Any number leads to its row, with its method."
@@ -122,7 +125,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 def write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -156,5 +159,8 @@ def _ranked_note(rows: Sequence[Row]) -> str:
 
 
 def _members(members: Sequence[Mapping[str, Any]]) -> tables.Table:
+    """What is long is cut in its cell, and whole on hover."""
     header = ["run", "position", "mixer", "seed", "label", "state", "error"]
-    return header, [[str(member.get(key, "")) for key in header] for member in members]
+    return header, [[Cell(cut(one_line(member.get(key, "")), WIDTH if key != "error" else 200),
+                          title=str(member.get(key, ""))) for key in header]
+                    for member in members]

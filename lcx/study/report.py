@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def report(folder: str | Path, *, out: str | Path | None = None,
     sweep = _read_json(folder / "sweep.json")
     members = [{**member, "state": read_status(folder / member["run"])["state"]}
                for member in sweep.get("members", [])]
-    command = f"lcx report {folder}" + (" --mix-versions" if mix_versions else "")
+    command = shlex.join(["lcx", "report", str(folder), *["--mix-versions"] * mix_versions])
     stamp = f"{command} | configs {configs_hash(rows)} | code {_versions(rows)}"
     warnings = caveats.warn(rows, members)
     files, hint = export.write(rows, out)

@@ -18,8 +18,10 @@ from ml_collections import ConfigDict
 from lcx import train
 from lcx.config import code_version, load, parse_short, resolve, run_id
 from lcx.errors import ConfigError
+from lcx.labels import visible
 from lcx.ops.attention import api as attention
 from lcx.study.evaluate import during, evaluate, evaluate_all
+from lcx.study.logs import Plain
 from lcx.study.preflight import (
     check,
     check_reach,
@@ -127,14 +129,14 @@ def _status(folder: Path, write_log: Callable[[str], Any],
 @contextlib.contextmanager
 def _logged(folder: Path) -> Iterator[Callable[[str], Any]]:
     """lcx's own log goes to log.txt in the run's folder; yields a function that adds to it."""
-    handler = logging.FileHandler(folder / "log.txt")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+    handler.setFormatter(Plain("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("lcx")
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))
     try:
-        yield handler.stream.write
+        yield lambda text: handler.stream.write(visible(text, keep="\n\t"))
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)

@@ -12,10 +12,11 @@ from typing import Any
 
 from lcx.config import apply, load, load_space, parse_override, run_id, validate
 from lcx.errors import ConfigError
+from lcx.labels import show
 from lcx.study import describe, records
 from lcx.study.run_folder import folder_of
 from lcx.study.status import locked
-from lcx.study.sweep import Member, sweep
+from lcx.study.sweep import Member, members_of, sweep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Trial:
 
 def search(spec: str, overrides: Iterable[str] = (), *, trials: int, metric: str = "bpb",
            length: int | None = None, old: str = "refuse", timeout: float | None = None,
-           command: str = "", say: Callable[[str], None] = print) -> list[Trial]:
+           command: str = "", say: Callable[[str], None] = show) -> list[Trial]:
     """Run trials until `trials` of them are done, those of earlier calls counted; best first.
 
     A trial is a sweep member in a process of its own, judged by the least `metric` at a context of
@@ -67,8 +68,8 @@ def search(spec: str, overrides: Iterable[str] = (), *, trials: int, metric: str
                                     dict(parse_override(text) for text in overrides)))
             if not config.runtime.label:
                 config.runtime.label = describe.overrides_label(proposed)
-            label = config.runtime.label or describe.position(config)
-            member = members[run_id(config)] = Member(config, label, folder_of(config))
+            (member,) = members_of([config])
+            members[run_id(config)] = member
             sweep(list(members.values()), jobs=1, timeout=timeout, old=old, command=command,
                   say=lambda text: None)
             value = _value(member, metric, length)
@@ -76,7 +77,7 @@ def search(spec: str, overrides: Iterable[str] = (), *, trials: int, metric: str
             trial.set_user_attr("overrides", json.dumps(proposed))
             study.tell(trial, math.inf if value is None else value)
             told = f"{metric} {value:.4f}" if value is not None else f"failed: {member.error}"
-            say(f"[{number + 1}/{trials}] {label}: {told}")
+            say(f"[{number + 1}/{trials}] {member.label}: {told}")
     found = [Trial(t.number, json.loads(t.user_attrs["overrides"]), t.user_attrs["run"],
                    t.value if math.isfinite(t.value) else None) for t in _told(study)]
     return sorted(found, key=lambda t: (t.value is None, t.value or 0.0, t.number))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,10 @@ def of_arms(rows: Sequence[Row], configs: Mapping[str, Mapping[str, Any]]) -> li
 def _arm(arm: Arm, rows: Sequence[Row], configs, flat, varying) -> str:
     runs = list(dict.fromkeys(row["run"] for row in rows))
     own = {key: value for run in runs for key, value in flat.get(run, {}).items() if key in varying}
-    pairs = [("runs (seeds)", ", ".join(f"{run} ({_seeds(rows, run)})" for run in runs)),
+    pairs = [(key, _told(rows, key)) for key in ("position", "mixer")]
+    labels = dict.fromkeys((row["extra"] or {}).get("label") for row in rows)
+    pairs += [("label", "; ".join(str(label) for label in labels if label))] if any(labels) else []
+    pairs += [("runs (seeds)", ", ".join(f"{run} ({_seeds(rows, run)})" for run in runs)),
              ("checkpoint", _told(rows, "checkpoint_step", "step ")),
              ("code", ", ".join(dict.fromkeys(version_of(row) for row in rows)))]
     hashes = {row["config_hash"] for row in rows} - set(runs)
@@ -55,7 +59,7 @@ def _arm(arm: Arm, rows: Sequence[Row], configs, flat, varying) -> str:
 def _measurements(arm: Arm, rows: Sequence[Row]) -> list[str]:
     """A table of all rows; the first row of each metric and context is what numbers link to."""
     header = ["metric", "method", "context", "value", "seed", "documents", "tokens", "config"]
-    body, ids, seen = [], [], set()
+    body, ids, seen = [], [], Counter()
     order = lambda row: (row["method"] != SAME, row["method"], row["metric"], row["length"],
                          str(row["seed"]))
     for row in sorted(rows, key=order):
@@ -68,8 +72,8 @@ def _measurements(arm: Arm, rows: Sequence[Row]) -> list[str]:
                      f"{row['documents']}", f"{row['tokens']}", row["config_hash"]])
         what = row["metric"] if row["method"] in (SAME, EXACT) else row["method"]
         own = anchor(arm, what, row["length"])
-        ids.append(own if own not in seen else f"{own}-seed-{row['seed']}")
-        seen.add(own)
+        seen[own] += 1
+        ids.append(own if seen[own] == 1 else f"{own}-row-{seen[own]}")
     return [markup.table((header, body), names=2, ids=ids)]
 
 

@@ -16,8 +16,10 @@ from ml_collections import ConfigDict
 
 from lcx.config import assign, code_version, load_sweep, run_id
 from lcx.errors import ConfigError
+from lcx.labels import show
 from lcx.study import describe
 from lcx.study.devices import needed, shares
+from lcx.study.names import names
 from lcx.study.run_folder import folder_of
 from lcx.study.status import held, read_status, write_atomically, write_status
 from lcx.study.versions import others, refuse
@@ -31,8 +33,9 @@ class Member:
     """One run of a sweep and how it went: waiting, running, finished, failed or busy."""
 
     config: ConfigDict
-    label: str
+    label: str  # the arm's name and the seed; no two members have one
     folder: Path
+    arm: str = ""
     state: str = "waiting"
     error: str = ""
     seconds: float = 0.0
@@ -41,25 +44,30 @@ class Member:
         """What `--json` prints, and sweep.json keeps."""
         return dict(run=run_id(self.config), position=describe.position(self.config),
                     mixer=describe.mixer(self.config), seed=self.config.experiment.seed,
-                    label=self.config.runtime.label, folder=str(self.folder), state=self.state,
-                    error=self.error, seconds=round(self.seconds, 1))
+                    label=self.config.runtime.label, arm=self.arm, folder=str(self.folder),
+                    state=self.state, error=self.error, seconds=round(self.seconds, 1))
 
 
 def expand(spec: str, overrides: Iterable[str] = ()) -> list[Member]:
     """The members of a config file's `sweep()`, each experiment once. Raises ConfigError."""
-    members = {}
+    configs: dict[str, ConfigDict] = {}
     for changes, config in load_sweep(spec, overrides):
         if not config.runtime.label:
             assign(config, "runtime.label", describe.overrides_label(changes))
-        parts = [describe.position(config), describe.mixer(config), config.runtime.label,
-                 f"seed {config.experiment.seed}"]
-        members.setdefault(run_id(config), Member(config, ", ".join(p for p in parts if p),
-                                                  folder_of(config)))
-    return list(members.values())
+        configs.setdefault(run_id(config), config)
+    return members_of(configs.values())
+
+
+def members_of(configs: Iterable[ConfigDict]) -> list[Member]:
+    """A member for each config, in its folder, named apart from the others."""
+    facts = [(config, describe.facts(config)) for config in configs]
+    known = names(own for _, own in facts)
+    return [Member(config, f"{known[own].label()}, seed {config.experiment.seed}",
+                   folder_of(config), known[own].label()) for config, own in facts]
 
 
 def sweep(members: Sequence[Member], *, jobs: int | None = None, timeout: float | None = None,
-          old: str = "refuse", command: str = "", say: Callable[[str], None] = print) -> bool:
+          old: str = "refuse", command: str = "", say: Callable[[str], None] = show) -> bool:
     """Run each member in a process of its own, `jobs` at a time; True where all finished.
 
     All are checked before any starts: ConfigError names the first that cannot run, OtherVersion

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lcx.eval.statistics import Estimate, verdict
+from lcx.labels import columns, pad
 from lcx.study import answers
 from lcx.study.arms import (
     SAME,
@@ -141,11 +142,11 @@ def _reached(rows: Sequence[Row]) -> str:
 def text(table: Table) -> str:
     """A table for the terminal: the first column to the left, the others to the right."""
     header, body = table
-    widths = [max(len(line[i]) for line in [header, *body]) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w)
+    widths = [max(columns(line[i]) for line in [header, *body]) for i in range(len(header))]
+    lines = ["  ".join(pad(cell, w, right=i > 0)
                        for i, (cell, w) in enumerate(zip(line, widths))).rstrip()
              for line in [header, *body]]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    return "\n".join([lines[0], "-" * max(map(columns, lines)), *lines[1:]])
 
 
 def _ranked(found: dict[Arm, list[Point]]) -> list[Arm]:

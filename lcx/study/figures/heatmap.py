@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 
 from lcx.study.arms import Arm, Row
 from lcx.study.figures.canvas import Plot
+from lcx.study.figures.words import words
 from lcx.study.gaps import longest, rises
 
 CLIP = 1.0  # bits per byte at which the colour is full: beyond it broken is broken
@@ -16,9 +16,13 @@ def plots(rows: Sequence[Row]) -> list[Plot]:
     """Where there are two schemes and two mixers at least."""
     gaps = {gap.arm: gap for gap in rises(rows)}
     mixers = sorted({arm.mixer for arm in gaps})
-    schemes = sorted({(arm.position, arm.note) for arm in gaps})
+    schemes = {(arm.position, arm.note): arm.label(mixers=False) for arm in sorted(gaps)}
     if min(len(mixers), len({position for position, _ in schemes})) < 2:
         return []
+    across = [words(mixer, max(8, 56 // len(mixers))) for mixer in mixers]
+    down = [words(name, 26) for name in schemes.values()]
+    lines = max(name.count("\n") for name in down) + 1
+    high = 0.14 * max(name.count("\n") for name in across)
     cells = [[gaps.get(Arm(mixer, *scheme)) for mixer in mixers] for scheme in schemes]
     values = [[cell.estimate.value if cell and cell.estimate else float("nan") for cell in line]
               for line in cells]
@@ -37,13 +41,11 @@ def plots(rows: Sequence[Row]) -> list[Plot]:
                 known = cell is not None and cell.estimate is not None
                 told = f"{cell.estimate.value:+.3f}" if known else cell.status if cell else "-"
                 dark = known and abs(cell.estimate.value) > 0.6 * limit
-                axes.text(x + 0.5, y + 0.5, told, ha="center", va="center", fontsize=8.5,
+                axes.text(x + 0.5, y + 0.5, words(told), ha="center", va="center", fontsize=8.5,
                           color="white" if dark else "#1a1a1a")
         axes.invert_yaxis()
-        axes.set_xticks([x + 0.5 for x in range(len(mixers))],
-                        [textwrap.fill(mixer, max(8, 56 // len(mixers))) for mixer in mixers])
-        axes.set_yticks([y + 0.5 for y in range(len(schemes))],
-                        [textwrap.fill(Arm("", *scheme).label(), 26) for scheme in schemes])
+        axes.set_xticks([x + 0.5 for x in range(len(mixers))], across)
+        axes.set_yticks([y + 0.5 for y in range(len(schemes))], down)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
 
@@ -51,4 +53,4 @@ def plots(rows: Sequence[Row]) -> list[Plot]:
                "on each mixer (across). Blue: longer context helps; red: it hurts, in full colour "
                f"from +{CLIP:g} on. A dash: not run.")
     return [Plot("heatmap", "Scheme on mixer: rise at the longest context", caption, paint,
-                 height=1.0 + 0.3 * len(schemes))]
+                 height=1.0 + high + (0.15 + 0.15 * lines) * len(schemes))]

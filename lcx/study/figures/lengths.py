@@ -13,6 +13,7 @@ from lcx.study.answers import chances
 from lcx.study.arms import CURVE, SAME, Arm, Point, Row, arms, baseline, curves, train_lengths
 from lcx.study.figures.canvas import Plot
 from lcx.study.figures.style import GREY, LINE, handles, styles
+from lcx.study.figures.words import words
 
 CONTEXT = "context before the scored block (tokens)"
 Curves = Mapping[Arm, Sequence[Point]]
@@ -66,15 +67,15 @@ def length_axis(axes, rows: Sequence[Row], lengths: Sequence[int], label: str) -
     ticks = [c for c in lengths if c & (c - 1) == 0] or lengths
     every = math.ceil(len(ticks) / 9)
     ticks = ticks[::-1][::every][::-1]  # the longest always has its tick
-    axes.set_xticks(ticks, [str(c) for c in ticks])
+    axes.set_xticks(ticks, [words(c) for c in ticks])
     axes.set_xticks([], minor=True)
-    axes.set_xlabel(label)
+    axes.set_xlabel(words(label))
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     for number, length in enumerate(train_lengths(rows)):
         axes.axvline(length, color=LINE, linewidth=1, linestyle=(0, (2, 2)))
         text = f"trained at {length}" if number == 0 else str(length)
-        axes.annotate(text, (length, 1), xycoords=("data", "axes fraction"), xytext=(0, 2),
+        axes.annotate(words(text), (length, 1), xycoords=("data", "axes fraction"), xytext=(0, 2),
                       textcoords="offset points", ha="center", va="bottom", fontsize=7.5,
                       color=LINE)
 
@@ -141,7 +142,7 @@ def _paint_perplexity(axes, rows, found, *, unit: str) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     length_axis(axes, rows, _lengths(found), CONTEXT)
-    axes.set_ylabel(f"perplexity per {unit} (lower is better)")
+    axes.set_ylabel(words(f"perplexity per {unit} (lower is better)"))
     values = [p.estimate.value for points in found.values() for p in points]
     if max(values) > 20 * min(values):  # one that blew up would flatten all others
         axes.set_yscale("log")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 
 from lcx.eval.lengths import STABLE_WITHIN
 from lcx.study.arms import Row, arms, curves
 from lcx.study.figures.canvas import Plot
 from lcx.study.figures.style import GREY, LINE, styles
+from lcx.study.figures.words import words
 from lcx.study.gaps import APART, Gap, longest, rises
 
 
@@ -21,7 +21,7 @@ def plots(rows: Sequence[Row]) -> list[Plot]:
     beside = {arm: point.estimate.value for arm, points in curves(rows, "bpb_gap").items()
               for point in points if point.length == context and point.estimate}
     looks, several = styles(arms(rows)), len({gap.arm.mixer for gap in gaps}) > 1
-    labels = [textwrap.fill(gap.arm.label(mixers=several), 26) for gap in gaps]
+    labels = [words(gap.arm.label(mixers=several), 26) for gap in gaps]
     caption = (f"Filled: the rise, bits per byte with {context} tokens of context minus those with "
                "the longest context whose scored block is still inside the train length; bars: its "
                f"95% interval, {_kind(gaps)}. Grey band: +-{STABLE_WITHIN}. Right of 0: longer "
@@ -50,7 +50,7 @@ def plots(rows: Sequence[Row]) -> list[Plot]:
                               solid_capstyle="butt")
                 axes.plot(found.value, y, color=colour, marker=looks[gap.arm]["marker"],
                           markersize=5, markerfacecolor=looks[gap.arm]["markerfacecolor"])
-            axes.annotate(told, (1, y), xycoords=("axes fraction", "data"), xytext=(4, 0),
+            axes.annotate(words(told), (1, y), xycoords=("axes fraction", "data"), xytext=(4, 0),
                           textcoords="offset points", va="center", fontsize=8.5, color="#1a1a1a")
         axes.axvspan(-STABLE_WITHIN, STABLE_WITHIN, color="#bbbbbb", alpha=0.35, linewidth=0)
         axes.axvline(0, color=LINE, linewidth=0.8, zorder=0)

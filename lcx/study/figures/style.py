@@ -33,8 +33,8 @@ def styles(all_arms: Sequence[Arm]) -> Mapping[Arm, dict[str, Any]]:
 
 
 def handles(drawn: Iterable[Arm], looks: Mapping[Arm, Mapping[str, Any]],
-            lines: bool = True) -> list[Any]:
-    """A legend's entries: one per scheme and one per mixer's dash.
+            lines: bool = True) -> list[tuple[str, Any]]:
+    """A legend's entries, a name and a handle: one per scheme and one per mixer's dash.
 
     Without `lines` (points only), or with one mixer, it is one entry per arm.
     """
@@ -46,13 +46,13 @@ def handles(drawn: Iterable[Arm], looks: Mapping[Arm, Mapping[str, Any]],
         look = dict(looks[arm], markersize=4.5)
         label = arm.label(mixers=several and not lines)
         if several and lines:
-            label = Arm("", arm.position, arm.note).label()
+            label = arm.label(mixers=False)
             look |= dict(linestyle="none", markerfacecolor=look["color"], markersize=6)
         elif not lines:
             look |= dict(linestyle="none", markersize=6)
-        found.setdefault(label, Line2D([], [], label=label, **look))
+        found.setdefault(label, Line2D([], [], **look))
     for arm in drawn:
         if several and lines and f"on {arm.mixer}" not in found:
-            found[f"on {arm.mixer}"] = Line2D([], [], label=f"on {arm.mixer}", color=LINE,
+            found[f"on {arm.mixer}"] = Line2D([], [], color=LINE,
                                               linestyle=looks[arm]["linestyle"])
-    return list(found.values())
+    return list(found.items())

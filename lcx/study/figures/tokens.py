@@ -9,6 +9,7 @@ from lcx.study.distinct import repeated
 from lcx.study.figures.canvas import Plot
 from lcx.study.figures.lengths import band, bands_said
 from lcx.study.figures.style import LINE, handles, styles
+from lcx.study.figures.words import words
 from lcx.study.gaps import longest, rises
 
 
@@ -30,7 +31,7 @@ def plots(rows: Sequence[Row]) -> list[Plot]:
         axes.set_axisbelow(True)
         axes.xaxis.set_major_formatter(_engineering())
         axes.set_xlabel("training tokens seen")
-        axes.set_ylabel(f"rise at {context} (bits per byte)")
+        axes.set_ylabel(words(f"rise at {context} (bits per byte)"))
 
     caption = (f"The rise at {context} tokens of context at each checkpoint that was tested, "
                "against the training tokens seen by then. All other figures show the last "

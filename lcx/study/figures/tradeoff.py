@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from lcx.study.arms import Row, arms
 from lcx.study.figures.canvas import Plot
 from lcx.study.figures.style import LINE, handles, styles
+from lcx.study.figures.words import words
 from lcx.study.gaps import longest, rises, short_costs
 
 
@@ -29,9 +30,9 @@ def plots(rows: Sequence[Row]) -> list[Plot]:
         axes.margins(0.06)
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
-        axes.set_xlabel(f"short cost: bits per byte above {best.label()},\nwith {inside} tokens of "
-                        "context (inside the train length)")
-        axes.set_ylabel(f"rise at {longest(rows)} (bits per byte)")
+        axes.set_xlabel(words(f"short cost: bits per byte above {best.label()}, with {inside} "
+                              "tokens of context (inside the train length)", 64, most=200))
+        axes.set_ylabel(words(f"rise at {longest(rows)} (bits per byte)"))
 
     caption = (f"Across: bits per byte with {inside} tokens of context, all within the train "
                f"length, above the best arm there ({best.label()}). Up: the rise at "
