@@ -46,4 +46,4 @@ def write(folder, out, say: Callable[[str], None], *, mix_versions: bool = False
     for warning in done.warnings:
         say(f"note: {warning}")
     say(f"rows: {', '.join(str(path) for path in done.files)}")
-    say(f"page: {done.page}")
+    say(f"page: {done.page} (an arm's whole setting is under its name)")

@@ -4,6 +4,8 @@
   lcx status runs/quickstart --watch      again and again, until all are done
   lcx status runs/quickstart --json
 
+Names of arms are short: <run>/config.json holds the whole setting.
+
 The exit code is 1 where a run failed or was killed.
 """
 

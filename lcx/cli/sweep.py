@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              "(default: as many as the GPUs hold, else 1)")
     parser.add_argument("--timeout", type=duration, metavar="TIME",
                         help="end a member that takes longer: 90s, 30m, 2h (default: never)")
-    parser.add_argument("--list", action="store_true", help="list the members and their state")
+    parser.add_argument("--list", action="store_true", help="list the members and their "
+                        "state; --json has their whole settings")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -80,14 +80,25 @@ def test_time(own: Any, other: Any) -> str:
 
 
 def overrides_label(overrides: Mapping[str, Any]) -> str:
-    """What a sweep member changes beside scheme, mixer and seed: "width=64".
+    """What a sweep member changes beside scheme, mixer and seed: "width=64", "optimizer=sgd".
 
     The order of the overrides does not count; a nested setting is an id of its content.
     """
     said = ("experiment.model.position", "experiment.model.mixer", PATTERN, "experiment.seed")
-    parts = [f"{_key(path)}={_value(path, value)}" for path, value in sorted(overrides.items())
-             if not any(path == slot or path.startswith(f"{slot}.") for slot in said)]
-    return " ".join(parts)
+    return " ".join(_change(path, resolve(value)) for path, value in sorted(overrides.items())
+                    if not any(path == slot or path.startswith(f"{slot}.") for slot in said))
+
+
+def _change(path: str, value: Any) -> str:
+    if isinstance(value, dict) and path in COMPONENTS:
+        text = component(COMPONENTS[path], value)
+        if text != value["name"]:  # with its options, its name says enough
+            return text
+    elif isinstance(value, (list, dict)):
+        text = f"#{digest(canonical_json(value))}"
+    else:
+        text = str(value)
+    return f"{_key(path)}={text}"
 
 
 def _key(path: str) -> str:
@@ -95,12 +106,3 @@ def _key(path: str) -> str:
     word = path.rsplit(".", 1)[-1]
     alike = [known for known in KEYS if known.rsplit(".", 1)[-1] == word]
     return word if len(alike) < 2 else ".".join(path.split(".")[-2:])
-
-
-def _value(path: str, value: Any) -> str:
-    value = resolve(value)
-    if isinstance(value, dict) and path in COMPONENTS and "name" in value:
-        return component(COMPONENTS[path], value)
-    if isinstance(value, (list, dict)):
-        return f"#{digest(canonical_json(value))}"
-    return str(value)

@@ -147,8 +147,8 @@ def html(grid: Grid, version: str) -> str:
     names = "".join(f"<th{edge(mixer)}><span>{escape(mixer)}</span></th>" for mixer in grid.mixers)
     lines = []
     for kind, schemes in grid.classes.items():
-        lines.append(f'<tr class="class"><th title="{escape(CLASSES.get(kind, ""))}">{escape(kind)} '
-                     f"({len(schemes)})</th>" + "".join(
+        lines.append(f'<tr class="class"><th title="{escape(CLASSES.get(kind, ""))}">'
+                     f"{escape(kind)} ({len(schemes)})</th>" + "".join(
                          _summary(grid.of_class(kind, mixer), kind, mixer, edge(mixer))
                          for mixer in grid.mixers) + "</tr>")
         for scheme in schemes:

@@ -31,6 +31,7 @@ th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; }
 th.text, td.text { text-align: left; }
 th { white-space: normal; }
 th.stick, td.stick { position: sticky; left: 0; background: #fff; }
+td.stick { white-space: normal; min-width: 12rem; overflow-wrap: anywhere; }
 thead th { border-bottom: 2px solid #888; vertical-align: bottom; }
 tbody tr:nth-child(even) td { background: #f6f6f6; }
 th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid #0072B2; }

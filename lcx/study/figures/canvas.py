@@ -63,7 +63,7 @@ def render(plot: Plot, folder: Path, stamp: str) -> Figure:
         entries = [(words(name), handle) for name, handle in plot.legend()]
         widest = max((len(name) for name, _ in entries), default=0)
         columns = 3 if widest < 16 else 2 if widest < 30 else 1
-        legend = 0.19 * math.ceil(len(entries) / columns) + 0.1 * bool(entries)
+        legend = 0.173 * math.ceil(len(entries) / columns) + 0.14 * bool(entries)
         height, below = plot.height + legend, STAMP + legend
         canvas = Canvas(figsize=(WIDTH, height), layout="constrained")
         canvas.get_layout_engine().set(rect=(0, below / height, 1, 1 - below / height))

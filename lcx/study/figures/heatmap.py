@@ -9,6 +9,7 @@ from lcx.study.figures.canvas import Plot
 from lcx.study.figures.words import words
 from lcx.study.gaps import longest, rises
 
+ACROSS = 48  # letters beside each other in all columns
 CLIP = 1.0  # bits per byte at which the colour is full: beyond it broken is broken
 
 
@@ -19,10 +20,13 @@ def plots(rows: Sequence[Row]) -> list[Plot]:
     schemes = {(arm.position, arm.note): arm.label(mixers=False) for arm in sorted(gaps)}
     if min(len(mixers), len({position for position, _ in schemes})) < 2:
         return []
-    across = [words(mixer, max(8, 56 // len(mixers))) for mixer in mixers]
+    room = ACROSS // len(mixers)
+    upright = max(len(word) for mixer in mixers for word in words(mixer).split()) > room
+    across = [words(mixer, 26 if upright else room) for mixer in mixers]
     down = [words(name, 26) for name in schemes.values()]
     lines = max(name.count("\n") for name in down) + 1
-    high = 0.14 * max(name.count("\n") for name in across)
+    high = (0.07 * max(len(line) for name in across for line in name.split("\n")) if upright
+            else 0.14 * max(name.count("\n") for name in across))
     cells = [[gaps.get(Arm(mixer, *scheme)) for mixer in mixers] for scheme in schemes]
     values = [[cell.estimate.value if cell and cell.estimate else float("nan") for cell in line]
               for line in cells]
@@ -44,7 +48,8 @@ def plots(rows: Sequence[Row]) -> list[Plot]:
                 axes.text(x + 0.5, y + 0.5, words(told), ha="center", va="center", fontsize=8.5,
                           color="white" if dark else "#1a1a1a")
         axes.invert_yaxis()
-        axes.set_xticks([x + 0.5 for x in range(len(mixers))], across)
+        axes.set_xticks([x + 0.5 for x in range(len(mixers))], across,
+                        rotation=90 * upright)
         axes.set_yticks([y + 0.5 for y in range(len(schemes))], down)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
