@@ -94,8 +94,6 @@ def file_name(text: str) -> str:
 
 def why_no_file_name(text: str) -> str:
     """What keeps a text from being a folder's name; empty where nothing does."""
-    if not text:
-        return "it is empty"
     if text in (".", "..") or UNSAFE.search(text):
         return "it is a path"
     if visible(text) != text:

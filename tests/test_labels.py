@@ -18,7 +18,7 @@ import pytest
 
 import lcx
 from lcx.cli import main
-from lcx.config import apply, base_config, load
+from lcx.config import apply, base_config, load, load_sweep
 from lcx.errors import ConfigError
 from lcx.labels import columns, cut, file_name, one_line, pad, show, visible, why_no_file_name
 from lcx.study import records
@@ -372,11 +372,6 @@ def test_a_study_is_one_folder(name):
     assert why_no_file_name(file_name(name)) == ""
 
 
-def test_a_study_without_a_name_is_refused():
-    with pytest.raises(ConfigError, match="it is empty"):
-        folder_of(base_config())
-
-
 def test_the_argument_of_a_config_is_no_path(tmp_path):
     file = tmp_path / "c.py"
     file.write_text("from lcx.config import base_config\ndef get_config(arg=None):\n"
@@ -388,6 +383,10 @@ def test_the_argument_of_a_config_is_no_path(tmp_path):
         folder.mkdir(parents=True)
     names_of = {load(f"{file}:{argument}").runtime.name for argument in ("a/b", "a-b", "a\\b")}
     assert len(names_of) == 3
+    for overrides in (["runtime.name="], {"runtime.name": ""}):
+        assert load(f"{file}:full", overrides).runtime.name == "c-full"
+    ((_, member),) = load_sweep(str(file), ["runtime.name="])
+    assert member.runtime.name == "c"
     for argument in ("full", "mqar,attention", "a=b c", "\u00e9", "A.b_2"):  # as it was
         assert load(f"{file}:{argument}").runtime.name == f"c-{argument}"
 

@@ -47,7 +47,7 @@ def run(folder):
 
 
 def test_a_loaded_run_says_what_it_is(run, folder):
-    assert "rope on rglru(num_heads=2)/attention" in repr(run) and "16 for 6 steps" in repr(run)
+    assert "rglru + attention [rope]" in repr(run) and "16 for 6 steps" in repr(run)
     assert run.config.experiment.train.steps == 6 and run.train_length == 16
     assert run.decode(run.encode("naïve")) == "naïve" and run.parameters > 1000
     assert set(run.rows()["run"]) == {folder.name} == set(lcx.rows(folder.parent)["run"])
@@ -106,8 +106,8 @@ def test_the_same_weights_under_another_scheme(run, folder):
     assert not np.allclose(other.losses(TEXTS[0][:16]), run.losses(TEXTS[0][:16]))
     evaluate_member(folder, ["experiment.model.position=no_pe"])
     arms = set(lcx.rows(folder)["arm"])
-    own = run.rows()["mixer"][0]
-    assert arms == {f"rope, {own}", f"no_pe, {own}, over rope"}
+    assert run.rows()["mixer"][0] == "rglru(num_heads=2)/attention(num_heads=2)"
+    assert arms == {"rglru + attention [rope]", "rglru + attention [rope], tested as no_pe"}
 
 
 @pytest.mark.parametrize(("call", "error", "message"), [

@@ -40,15 +40,13 @@ def load(spec: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config
         raise ConfigError(f"{path}: get_config must return a config, got {values!r}")
     config = base_config()
     assign_all(config, resolve(values))
-    if not config.runtime.name:
-        config.runtime.name = file_name(path.stem + (f"-{argument}" if argument else ""))
     if not isinstance(overrides, Mapping):
         overrides = [parse_override(text) for text in overrides]
     else:
         overrides = list(overrides.items())
     for key, value in overrides:
         assign(config, key, value)
-    return settled(validate(config))
+    return settled(validate(_named(config, path, argument)))
 
 
 def from_values(values: Mapping[str, Any]) -> ConfigDict:
@@ -73,7 +71,7 @@ def load_sweep(spec: str, overrides: Iterable[str] = ()) -> list[tuple[dict[str,
             raise ConfigError(f"{path}: sweep() must yield dicts of overrides, got {member!r}")
         # The command line has the last word, as it has over the file.
         new = apply(apply(config, member), dict(parse_override(text) for text in overrides))
-        members.append((dict(member), settled(validate(new))))
+        members.append((dict(member), settled(validate(_named(new, path, argument)))))
     if not members:
         raise ConfigError(f"{path}: sweep() yields no members")
     return members
@@ -107,6 +105,13 @@ def split_spec(spec: str) -> tuple[Path, str]:
         hint = f" There are: {', '.join(near)}" if near else ""
         raise ConfigError(f"no config file {path}.{hint}")
     return path, argument
+
+
+def _named(config: ConfigDict, path: Path, argument: str) -> ConfigDict:
+    """A study without a name has that of its file."""
+    if not config.runtime.name:
+        config.runtime.name = file_name(path.stem + (f"-{argument}" if argument else ""))
+    return config
 
 
 def _read_json(path: Path) -> Any:

@@ -12,9 +12,12 @@ from lcx.labels import cut, one_line, why_no_file_name
 
 
 def folder_of(config: ConfigDict) -> Path:
-    """runs/<name>/<run id>. Raises ConfigError where runtime.name is no folder's name."""
+    """runs/<name>/<run id>; without a name (of a config of no file) runs/<run id>.
+
+    Raises ConfigError where runtime.name is no folder's name.
+    """
     name = config.runtime.name
-    if why := why_no_file_name(name):
+    if why := name and why_no_file_name(name):
         raise ConfigError(f"runtime.name='{cut(one_line(name), 64)}' must be the name of one "
                           f"folder, but {why}; --config.runtime.out=FOLDER says where it lies")
     return Path(config.runtime.out).expanduser() / name / run_id(config)
