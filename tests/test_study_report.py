@@ -180,6 +180,8 @@ def test_every_arm_looks_different():
     names = [Arm(mixer, f"p{i}") for mixer in ("attention", "rglru", "lstm") for i in range(20)]
     looks = styles(names)
     assert len({tuple(map(str, look.values())) for look in looks.values()}) == len(names)
+    points = [{**look, "linestyle": "none"} for look in looks.values()]  # of the trade-off
+    assert len({tuple(map(str, look.values())) for look in points}) == len(names)
 
 
 def test_the_summary_names_who_holds_up_and_who_rises_most():
