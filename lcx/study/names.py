@@ -115,20 +115,19 @@ def _at(key: Key, names: Sequence[str], place: int, digits: int) -> str:
 
 
 def _with_ids(places: Mapping[Facts, tuple[str, str, str]]) -> dict[Facts, str]:
-    """Notes; arms that all three names leave alike differ in what none of them says: their ids
-    do."""
-    counts, found = Counter(places.values()), {}
+    """Notes. Arms that all three names leave alike differ in what no name says: by their ids."""
+    alike: dict[tuple, list[Facts]] = {}
     for facts, place in places.items():
-        mark, digits = "", 4
-        if counts[place] > 1:
-            own = facts.id or digest(repr(facts), 64)
-            others = [f.id or digest(repr(f), 64) for f, p in places.items()
-                      if p == place and f != facts]
-            while any(other[:digits] == own[:digits] for other in others) and digits < 64:
-                digits += 1
-            mark = f"#{own[:digits]}"
-        note = place[2] if not mark else cut(place[2], WIDTH - len(mark) - 1)
-        found[facts] = " ".join(part for part in (note, mark) if part)
+        alike.setdefault(place, []).append(facts)
+    found = {}
+    for (_, _, note), group in alike.items():
+        ids = {facts: facts.id or digest(repr(facts), 64) for facts in group}
+        digits = next(n for n in range(4, 65) if len({i[:n] for i in ids.values()}) == len(ids)
+                      or n == 64)
+        for facts in group:
+            mark = f"#{ids[facts][:digits]}" if len(group) > 1 else ""
+            short = cut(note, WIDTH - len(mark) - 1) if mark else note
+            found[facts] = " ".join(part for part in (short, mark) if part)
     return found
 
 
