@@ -4,6 +4,7 @@ import ast
 import csv
 import html
 import json
+import logging
 import os
 import random
 import re
@@ -26,9 +27,11 @@ from lcx.study import records
 from lcx.study.arms import arm_of, curves
 from lcx.study.caveats import warn
 from lcx.study.distinct import distinguish
+from lcx.study.logs import set_up
 from lcx.study.markup import escape
 from lcx.study.names import WIDTH, Facts, names
 from lcx.study.report import report
+from lcx.study.run import _logged
 from lcx.study.run_folder import folder_of
 from tests.test_study_report import make
 
@@ -359,6 +362,19 @@ def test_showing_never_fails(capsys):
     for text in NASTY:
         show(text)
     assert not acts(capsys.readouterr().out, keep="\n\t")
+
+
+def test_no_line_of_a_log_acts(tmp_path, monkeypatch, capsys):
+    logger = logging.getLogger("lcx")
+    for name, value in (("handlers", []), ("propagate", True), ("level", logging.INFO)):
+        monkeypatch.setattr(logger, name, value)
+    set_up()
+    with _logged(tmp_path) as write:
+        for label in NASTY:
+            logger.warning("of %s", label)
+            write(f"raised by {label}")
+    for text in (capsys.readouterr().err, (tmp_path / "log.txt").read_text(encoding="utf-8")):
+        assert not acts(text, keep="\n\t") and text.count("of ") >= len(NASTY)
 
 
 @pytest.mark.parametrize("name", ["../x", "/abs", "a/b", "..", ".", "a\\b", "x\n", "\x1b", "\u202e",
