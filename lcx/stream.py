@@ -18,7 +18,8 @@ class Sequence:
     ids [B,T,A] float32: position ids with A axes; schemes obey them (exact for |id| < 2^24).
     segment [B,T] int32 or None: document of the row, from 1; 0 is padding; None: one document.
     index [B,T] int32: tokens before this one in its document.
-    length scalar: what a length-dependent scheme is told, constant over a request.
+    length scalar: how many tokens the request holds, which a length-dependent scheme is told:
+    constant over a request, and never its padding.
     moved [B,T] float32 or None: ids that a scheme's data transform gave to text that it moved.
     """
 

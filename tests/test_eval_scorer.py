@@ -2,6 +2,7 @@
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,6 +10,7 @@ from lcx import lanes
 from lcx.errors import ConfigError, DataError
 from lcx.eval.scorer import score, stream
 from lcx.eval.sliding import perplexity, slide
+from lcx.eval.targets import choose, foreign_prefixes
 from lcx.eval.windows import Windows
 from tests.eval_standins import FAIRNESS, StandIn, texts
 
@@ -96,3 +98,31 @@ def test_a_model_that_drops_tokens_is_found_out():
 
     with pytest.raises(ValueError, match="cut off"):
         score(Dropping(), SCALE, np.zeros((1, 4), np.int32), np.zeros((1, 4), np.int32))
+
+
+class Told(StandIn):
+    """A model that answers with the length it is told."""
+
+    def apply(self, variables, inputs, targets, seq, state=None, method=None):
+        self.traces.append(inputs.shape)
+        return jnp.broadcast_to(seq.length, inputs.shape).astype(jnp.float32), state
+
+
+def test_every_window_of_every_metric_is_told_the_tokens_that_it_holds():
+    documents = texts([30, 8, 9, 2, 1, 17, 9, 60])
+    chosen = choose(documents, block=2, reach=8, count=5, seed=0)
+    for windows, chunk in ((slide(documents, window=16, stride=16), None),
+                           (slide(documents, window=16, stride=5), 6),
+                           (slide(documents, window=100, stride=100), None),
+                           (chosen.windows(4, at_least=8), None), (chosen.windows(4), None),
+                           (foreign_prefixes(documents, chosen, 8, 4, seed=0), 3)):
+        model, count = Told(), 0
+        for table in stream(model, SCALE, documents, windows, batch=3, chunk=chunk):
+            for d, p, c, told in zip(table.document, table.position, table.context, table.nll):
+                held = min(windows.length, len(documents[d].tokens) - 1 - (p - c))
+                if windows.length < 16:  # of the ladder: a context and a block of 2
+                    held = (8 if windows.prefix else 4) + 2
+                assert told == held, (windows.length, d, p)
+                count += 1
+        shapes = {shape for shape in model.traces if shape[0] == 3}
+        assert count and len(shapes) <= 2  # a last uneven piece is its own program

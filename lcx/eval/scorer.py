@@ -68,11 +68,14 @@ def stream(model: Any, variables: Any, documents: Sequence[Document], windows: W
            batch: int, chunk: int | None = None) -> Iterator[Scored]:
     """Tables of the scored tokens of `windows`, one per batch, all batches of one shape.
 
-    Raises DataError where a window does not fit its document (nothing is ever truncated).
+    Windows that hold different numbers of tokens are scored in different batches where the model
+    reads that number, so that each is told its own. Raises DataError where a window does not fit
+    its document (nothing is ever truncated).
     """
     check(documents, windows)
-    seq = lanes.sequence(1, windows.length, told_length=windows.told)
-    for rows, real in batches(len(windows), batch):
+    apart = len(np.unique(windows.lengths())) > 1 and reads_length(model, variables, windows.length)
+    for told, rows, real in batches(windows, batch, by_length=apart):
+        seq = lanes.sequence(1, windows.length, told_length=told)
         arrays = cut(documents, windows, rows)
         nll = score(model, variables, arrays.inputs, arrays.targets, seq=seq, chunk=chunk)
         row, step = np.nonzero(arrays.mask[:real])
@@ -86,14 +89,28 @@ def refusal(model: Any, variables: Any, windows: Windows) -> str | None:
     Traces the model once with its position ids known, where a scheme whose table ends can raise;
     in the compiled program, which takes ids as arguments, it can only give NaN.
     """
-    tokens = jax.ShapeDtypeStruct((1, windows.length), np.int32)
-    seq = lanes.sequence(1, windows.length, told_length=windows.told)
+    seq = lanes.sequence(1, windows.length, told_length=windows.lengths().max())
     try:
-        jax.eval_shape(lambda v, i, t: model.apply(v, i, t, seq, state=None, method="score")[0],
-                       variables, tokens, tokens)
+        _trace(model, variables, seq)
     except ValueError as error:
         return str(error)
     return None
+
+
+def reads_length(model: Any, variables: Any, length: int) -> bool:
+    """Whether a model's scores may depend on the length that it is told: without one, what reads it
+    fails to trace. (An error of another cause counts too, which costs batches and no numbers.)"""
+    try:
+        _trace(model, variables, lanes.sequence(1, length).replace(length=None))
+    except Exception:
+        return True
+    return False
+
+
+def _trace(model: Any, variables: Any, seq: lanes.Sequence) -> None:
+    tokens = jax.ShapeDtypeStruct((1, seq.order.shape[1]), np.int32)
+    jax.eval_shape(lambda v, i, t: model.apply(v, i, t, seq, state=None, method="score")[0],
+                   variables, tokens, tokens)
 
 
 def vocab_size(model: Any) -> int:

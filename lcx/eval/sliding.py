@@ -19,7 +19,9 @@ def slide(documents: Sequence[Document], *, window: int, stride: int) -> Windows
     """Windows of `window` inputs, `stride` apart, that score every token but the first once.
 
     The first window of a document scores all its predictions, each later one its last `stride`.
-    stride = window is the non-overlapping cut. Raises DataError where no document has two tokens.
+    stride = window is the non-overlapping cut. A window that its document does not fill holds, and
+    is told, the tokens that are there: a short text scores as it does alone, whatever the window.
+    Raises DataError where no document has two tokens.
     """
     if not 1 <= stride <= window:
         raise ConfigError(f"stride={stride} must lie between 1 and window={window}: a larger one "
@@ -34,7 +36,8 @@ def slide(documents: Sequence[Document], *, window: int, stride: int) -> Windows
             done, start = stop, start + stride
     if not cells:
         raise DataError("no document has two tokens, so there is nothing to predict")
-    return Windows(*np.array(cells, np.int64).T, length=window)
+    document, start, first, stop = np.array(cells, np.int64).T
+    return Windows(document, start, first, stop, length=window, told=stop)
 
 
 def perplexity(model: Any, variables: Any, documents: Sequence[Document], *, window: int,

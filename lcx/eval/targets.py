@@ -35,10 +35,10 @@ class Targets:
         Shorter windows than `at_least` are filled up behind the block, so that they share one
         program; a causal model does not see that, and a length-dependent scheme is not told.
         """
-        told = context + self.block
+        held = context + self.block
         count = len(self.document)
         return Windows(self.document, self.start - context, np.zeros(count, np.int64),
-                       np.full(count, told - 1), max(told, at_least), told)
+                       np.full(count, held - 1), max(held, at_least), np.full(count, held))
 
 
 def choose(documents: Sequence[Document], *, block: int, reach: int, count: int,

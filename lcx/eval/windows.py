@@ -36,8 +36,8 @@ class Windows:
     first[n] <= j < stop[n] are scored, unless their target is a synthetic token (no bytes: an EOS
     that no author wrote). Inputs past the end of a document are padding, which is
     never scored (and which a causal model never sees before a scored token).
-    document, start, first, stop: int [N]; told: the length that a length-dependent scheme is told
-    (default: `length`).
+    document, start, first, stop: int [N]; told, int [N]: how many tokens window n holds, padding
+    excluded, which a length-dependent scheme is told (default: `length` each).
     """
 
     document: np.ndarray
@@ -45,11 +45,15 @@ class Windows:
     first: np.ndarray
     stop: np.ndarray
     length: int
-    told: int | None = None
+    told: np.ndarray | None = None
     prefix: Prefix | None = None
 
     def __len__(self) -> int:
         return len(self.document)
+
+    def lengths(self) -> np.ndarray:
+        """`told`, or its default, int [N]."""
+        return np.full(len(self), self.length) if self.told is None else self.told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +106,18 @@ def cut(documents: Sequence[Document], windows: Windows, rows: np.ndarray) -> Cu
     return Cut(inputs, targets, mask & (spans > 0), windows.start[rows, None] + 1 + step, spans)
 
 
-def batches(count: int, batch: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Rows [batch] of each batch and how many of them are real; the last one repeats its first."""
-    for at in range(0, count, batch):
-        rows = np.arange(at, min(at + batch, count))
-        yield np.concatenate([rows, np.full(batch - len(rows), rows[0])]), len(rows)
+def batches(windows: Windows, batch: int, *,
+            by_length: bool) -> Iterator[tuple[int, np.ndarray, int]]:
+    """The length told, rows [batch] and how many of them are real, of each batch.
+
+    by_length: the windows of a batch hold equally many tokens; else the longest is told, to a model
+    that does not read it. A batch that is not full repeats its first row: all have one shape.
+    """
+    told = windows.lengths()
+    if not by_length:
+        told = np.full(len(windows), told.max(initial=0))
+    for length in np.unique(told):
+        members = np.flatnonzero(told == length)
+        for at in range(0, len(members), batch):
+            rows = members[at:at + batch]
+            yield int(length), np.concatenate([rows, np.full(batch - len(rows), rows[0])]), len(rows)
