@@ -5,9 +5,10 @@
   lcx eval runs/quickstart/0a1b2c3d4e --override position=yarn,factor=8 --override position=no_pe
 
 Each --override is an evaluation of its own, of the same parameters under another scheme; it is
-short for --config.experiment.model.position='{"name": "yarn", "factor": 8}'. Parameters that it
-drops, or adds untrained, are named. Rows under another config are added to the run's; they carry
-that config's hash and scheme.
+short for --config.experiment.model.position='{"name": "yarn", "factor": 8}'. Where the layers of a
+hybrid differ, position=yarn,factor=8,replaces=rope or pattern.3.position=yarn says which are meant
+(layer 3 of the period, from 0). Parameters that an override drops, or adds untrained, are named.
+Rows under another config are added to the run's; they carry that config's hash and scheme.
 """
 
 from __future__ import annotations

@@ -36,15 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from lcx.config import load, parse_short
+    from lcx.config import load, parse_override, parse_short
     from lcx.study.generation import generate
-    from lcx.study.preflight import check, under
+    from lcx.study.preflight import check
     from lcx.study.restore import config_file, open_run
+    from lcx.study.under import OPENED, under
 
     folder = Path(arguments.run_folder)
-    config = load(config_file(folder), arguments.overrides)
-    if arguments.override:
-        config = under(config, dict(parse_short(text) for text in arguments.override))
+    config = under(load(config_file(folder)),
+                   [*map(parse_override, arguments.overrides), *map(parse_short, arguments.override)
+                    ], OPENED)
     check(config)
     opened = open_run(folder, config)
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt

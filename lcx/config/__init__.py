@@ -3,8 +3,9 @@
 from lcx.config.base import COMPONENTS, base_config, is_component
 from lcx.config.check import validate
 from lcx.config.identity import canonical_json, code_version, resolve, run_id
+from lcx.config.layers import apply
 from lcx.config.load import from_values, load, load_space, load_sweep, split_spec
-from lcx.config.override import apply, assign, parse_override
+from lcx.config.override import assign, parse_override
 from lcx.config.short import parse_short
 
 __all__ = [

@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from lcx.config.base import base_config
 from lcx.config.check import validate
 from lcx.config.identity import resolve
-from lcx.config.override import apply, assign, assign_all, leaf_paths, parse_override
+from lcx.config.layers import apply, override, require_read
+from lcx.config.override import assign_all, leaf_paths, parse_override
 from lcx.config.start import settled
 from lcx.errors import ConfigError, did_you_mean
 from lcx.labels import file_name
@@ -29,6 +30,13 @@ def load(spec: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config
     `overrides` is text ("experiment.train.steps=10") or a dict of dotted paths.
     Raises ConfigError naming the key and what was probably meant.
     """
+    config = _start(spec)
+    override(config, _pairs(overrides))
+    return settled(validate(_named(config, *split_spec(spec))))
+
+
+def _start(spec: str) -> ConfigDict:
+    """What the file says by itself, not yet checked."""
     path, argument = split_spec(spec)
     if path.suffix == ".json":
         values = _read_json(path)
@@ -40,13 +48,15 @@ def load(spec: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config
         raise ConfigError(f"{path}: get_config must return a config, got {values!r}")
     config = base_config()
     assign_all(config, resolve(values))
-    if not isinstance(overrides, Mapping):
-        overrides = [parse_override(text) for text in overrides]
-    else:
-        overrides = list(overrides.items())
-    for key, value in overrides:
-        assign(config, key, value)
-    return settled(validate(_named(config, path, argument)))
+    if path.suffix != ".json":
+        _blame(path, lambda: require_read(config))
+    return config
+
+
+def _pairs(overrides: Iterable[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
+    if isinstance(overrides, Mapping):
+        return list(overrides.items())
+    return [parse_override(text) for text in overrides]
 
 
 def from_values(values: Mapping[str, Any]) -> ConfigDict:
@@ -62,7 +72,8 @@ def load_sweep(spec: str, overrides: Iterable[str] = ()) -> list[tuple[dict[str,
     A file without `sweep` is a sweep of one. `overrides` are laid over every member.
     """
     path, argument = split_spec(spec)
-    config = load(spec, overrides)
+    overrides = list(overrides)
+    config, start = load(spec, overrides), _start(spec)
     if path.suffix == ".json" or not hasattr(module := _module(path), "sweep"):
         return [({}, config)]
     members = []
@@ -70,7 +81,7 @@ def load_sweep(spec: str, overrides: Iterable[str] = ()) -> list[tuple[dict[str,
         if not isinstance(member, Mapping):
             raise ConfigError(f"{path}: sweep() must yield dicts of overrides, got {member!r}")
         # The command line has the last word, as it has over the file.
-        new = apply(apply(config, member), dict(parse_override(text) for text in overrides))
+        new = apply(apply(start, member), _pairs(overrides))
         members.append((dict(member), settled(validate(_named(new, path, argument)))))
     if not members:
         raise ConfigError(f"{path}: sweep() yields no members")

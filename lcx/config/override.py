@@ -1,4 +1,7 @@
-"""Setting one key of a config, from Python or from `--config.a.b=value`: whole, right type."""
+"""Setting one key of a config, from Python or from `--config.a.b=value`: whole, right type.
+
+This is what a key itself holds; `lcx.config.layers` has what an override of it means.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lcx.config.base import COMPONENTS, OPTIONAL, PATTERN, STACKS, base_config, is_component
-from lcx.config.identity import resolve
 from lcx.errors import ConfigError, did_you_mean
 
 _OPTIONAL = {"none", "null"}
 _BOOLS = {"true": True, "false": False}
-
-
-def apply(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
-    """A new config with `{"experiment.model.position": dict(name="alibi"), ...}` set, in order."""
-    new = base_config()
-    assign_all(new, resolve(config))
-    for path, value in overrides.items():
-        assign(new, path, value)
-    return new
 
 
 def assign_all(config: ConfigDict, values: Mapping[str, Any], prefix: str = "") -> None:
@@ -52,7 +45,7 @@ def assign(config: ConfigDict, path: str, value: Any) -> None:
         raise ConfigError(f"'{path}' is a section, not a value; set one of its keys: "
                           + ", ".join(f"{path}.{k}" for k in node[key]))
     if is_component(path):
-        node[key] = _component_value(path, value)
+        node[key] = component_value(path, value)
     else:
         default = _parent(_defaults(), path)[0][key]
         node[key] = coerce(value, node.get_type(key), path, optional=default is None)
@@ -67,8 +60,10 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals:
         raise ConfigError(f"an override needs a value: --config.{path}=VALUE")
     slot, option = _split_component(path)
-    if is_component(path) or option:
-        none = value.lower() in _OPTIONAL and (path in OPTIONAL or path == PATTERN or option)
+    layer = path.startswith(f"{PATTERN}.")  # pattern.3.position
+    if is_component(path) or option or layer:
+        none = value.lower() in _OPTIONAL and (path in OPTIONAL or path == PATTERN or option
+                                               or layer)
         return path, None if none else read_literal(value)
     node, key = _parent(_defaults(), path)
     kind = node.get_type(key)
@@ -113,7 +108,8 @@ def read_literal(text: str) -> Any:
     return text
 
 
-def _component_value(path: str, value: Any) -> Any:
+def component_value(path: str, value: Any) -> Any:
+    """What a component's key holds: plain dicts with names. Raises ConfigError."""
     if path == PATTERN:
         return None if value is None else _layers(path, value)
     if value is None and path in OPTIONAL:
@@ -149,12 +145,19 @@ def _layers(path: str, value: Any) -> list[dict[str, Any]]:
 
 def _assign_option(config: ConfigDict, slot: str, option: str, value: Any) -> None:
     node, key = _parent(config, slot)
-    current = {"name": node[key]} if isinstance(node[key], str) else node[key]
+    node[key] = with_option(slot, node[key], option, value)
+
+
+def with_option(slot: str, current: Any, option: str, value: Any) -> dict[str, Any]:
+    """The component `current` with one option set. Raises ConfigError where it takes none."""
+    current = {"name": current} if isinstance(current, str) else current
+    if current is None:
+        raise ConfigError(f"'{slot}' is none and has no option '{option}'; name a component first")
     if not isinstance(current, Mapping):
         raise ConfigError(f"'{slot}' is a list; assign it whole: --config.{slot}='[...]'")
     if "." in option:
         raise ConfigError(f"'{slot}.{option}' goes too deep; assign '{slot}' whole")
-    node[key] = spec(slot, {**current, option: value})
+    return spec(slot, {**current, option: value})
 
 
 @functools.cache

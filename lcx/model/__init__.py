@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from lcx import lookup, mixers, positions
 from lcx.errors import ConfigError, did_you_mean
+from lcx.lanes import sequence
 from lcx.model.lm import _POLICIES, LanguageModel
 
-__all__ = ["LanguageModel", "build_model"]
+__all__ = ["LanguageModel", "build_model", "has_position_parameters"]
 
 
 def build_model(config: Mapping[str, Any], train_length: int) -> LanguageModel:
@@ -34,6 +38,10 @@ def build_model(config: Mapping[str, Any], train_length: int) -> LanguageModel:
     if options.get("predict_ahead", 0) < 0:
         raise ConfigError(f"predict_ahead={options['predict_ahead']}: give how many tokens beyond "
                           "the next one are predicted, or 0")
+    weight = LanguageModel.ahead_weight
+    if not options.get("predict_ahead") and options.get("ahead_weight", weight) != weight:
+        raise ConfigError(f"ahead_weight={options['ahead_weight']} weighs the losses of further "
+                          "tokens, of which there are none: set predict_ahead, or leave it out")
     if options.get("remat", "none") not in _POLICIES:
         raise ConfigError(f"unknown remat '{options['remat']}'"
                           + did_you_mean(options["remat"], _POLICIES))
@@ -54,6 +62,17 @@ def check(model: LanguageModel) -> list[str]:
                              vocab_size=model.vocab_size)
         notes += mixers.bind(type(mixer), lanes)
     return notes
+
+
+def has_position_parameters(model: LanguageModel) -> bool:
+    """Whether any layer's scheme has parameters, which layers could share."""
+    def parameters(number: int) -> Any:
+        scheme, x = model._scheme(number), jnp.zeros((1, 1, model.width))
+        return scheme.init(jax.random.key(0), x, sequence(1, 1), scheme.init_carry(1),
+                           method="lanes").get("params", {})
+
+    return any(jax.tree.leaves(jax.eval_shape(lambda n=number: parameters(n)))
+               for number in range(len(model.layers)))
 
 
 def _plain(value: Any) -> Any:

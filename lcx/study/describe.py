@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from lcx import lookup
-from lcx.config import COMPONENTS, base_config, canonical_json, resolve, run_id
+from lcx.config import COMPONENTS, apply, base_config, canonical_json, resolve, run_id
 from lcx.config.base import PATTERN
-from lcx.config.override import apply, leaf_paths
+from lcx.config.override import leaf_paths
 from lcx.labels import digest
 from lcx.study.names import Facts
 
@@ -18,6 +18,8 @@ KEYS = tuple(leaf_paths(base_config()))
 
 def component(package: str, spec: Any) -> str:
     """"rope", "yarn(factor=4.0)" where an option is not the default, "randomized+rope" a stack."""
+    if spec is None:
+        return "None"
     if isinstance(spec, (list, tuple)):
         return "+".join(component(package, part) for part in spec)
     spec = {"name": spec} if isinstance(spec, str) else dict(spec)
@@ -50,6 +52,10 @@ def mixer(config: Any) -> str:
     return layers(config, "mixer", "lcx.mixers")
 
 
+def mlp(config: Any) -> str:
+    return layers(config, "mlp", "lcx.model.mlps")
+
+
 def arm_id(config: Any) -> str:
     """A hash of the experiment without its seed: runs of one arm share it."""
     return run_id(apply(config, {"experiment.seed": 0}))
@@ -73,8 +79,11 @@ def changes(own: Any, other: Any) -> dict[str, Any]:
 def test_time(own: Any, other: Any) -> str:
     """What tells an override's arm from one that was trained so: "over rope"."""
     parts = [f"over {name(own)}" for name in (position, mixer) if name(own) != name(other)]
+    if mlp(own) != mlp(other):
+        parts.append(f"mlp={mlp(other)}")
     rest = {path: value for path, value in changes(own, other).items()
-            if path.startswith("experiment.model.")}
+            if path.startswith("experiment.model.") and path.rsplit(".", 1)[-1] not in (
+                "mlp", "pattern", "share_position")}  # told by layer, or follows the scheme
     parts.append(overrides_label(rest))
     return " ".join(part for part in parts if part)
 
@@ -90,6 +99,8 @@ def overrides_label(overrides: Mapping[str, Any]) -> str:
 
 
 def _change(path: str, value: Any) -> str:
+    if isinstance(value, dict) and "replaces" in value:  # in some layers, which the arm's id tells
+        value = value["by"]
     if isinstance(value, dict) and path in COMPONENTS:
         text = component(COMPONENTS[path], value)
         if text != value["name"]:  # with its options, its name says enough

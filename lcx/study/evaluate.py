@@ -18,36 +18,41 @@ from lcx.eval.exact import exact_match
 from lcx.eval.ladder import ladder
 from lcx.ops.attention import api as attention
 from lcx.study import describe, records
-from lcx.study.preflight import documents_of, variants
+from lcx.study.preflight import documents_of
 from lcx.study.restore import Run, config_file, fairness, open_run
+from lcx.study.under import variants
 from lcx.train.state import Constants, TrainState
 
 DURING = "during.jsonl"  # rows of the ladders during training; reports read rows.jsonl
 
 
-def evaluate_all(folder: str | Path) -> list[dict[str, Any]]:
-    """A run's ladder, and one more under each of its experiment.eval.overrides; all of its rows."""
+def evaluate_all(folder: str | Path, config: ConfigDict | None = None) -> list[dict[str, Any]]:
+    """A run's ladder, and one more under each of its experiment.eval.overrides; all of its rows.
+
+    config: the run's own, perhaps on another machine (`runtime`).
+    """
     folder, seen = Path(folder), []
-    rows = evaluate(folder, seen=seen)
-    for variant in variants(load(config_file(folder))):
+    config = config or load(config_file(folder))
+    rows = evaluate(folder, config, seen, replace=True)
+    for variant in variants(config):
         rows += evaluate(folder, variant, seen)
     return rows
 
 
-def evaluate(folder: str | Path, config: ConfigDict | None = None,
-             seen: list[Run] | None = None) -> list[dict[str, Any]]:
+def evaluate(folder: str | Path, config: ConfigDict, seen: list[Run] | None = None, *,
+             replace: bool = False) -> list[dict[str, Any]]:
     """Walk the length ladder with a run's last checkpoint, and write its rows.
 
-    With `config` (the run's own under overrides) rows are added; without, they replace those of
-    an evaluation that did not come to its end. `seen` gathers what other evaluations in this
-    process need not compile again.
+    config: the run's own, or that under overrides. Rows are added, or with `replace` take the place
+    of those of an evaluation that did not come to its end. `seen` gathers what other evaluations in
+    this process need not compile again.
     """
     folder = Path(folder)
     run, found = open_run(folder, config, seen or ()), []
     if seen is not None:
         seen.append(run.program())
     rows = _walk(run, fairness(run))
-    if config is None:
+    if replace:
         (folder / records.NAME).unlink(missing_ok=True)
     for row in rows:
         records.append(folder / records.NAME, [row])

@@ -19,7 +19,6 @@ import jax
 import numpy as np
 
 from lcx import config as configs
-from lcx.config import apply
 from lcx.errors import ConfigError, DataError
 from lcx.eval import scorer
 from lcx.study import capture as inside
@@ -30,6 +29,7 @@ from lcx.study.names import alone
 from lcx.study.own_texts import score
 from lcx.study.preflight import check
 from lcx.study.restore import Run, config_file, open_run
+from lcx.study.under import SCORED, under
 
 __all__ = ["TrainedRun", "load", "rows", "score"]
 
@@ -92,15 +92,15 @@ def load(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> Trai
     """Open a run at its last checkpoint, verified.
 
     overrides: config keys to open it under, as {"experiment.model.position": "yarn"}: the same
-    weights under another scheme. Raises ConfigError where the folder is no run or a key is
-    unknown, CheckpointError on damage.
+    weights under another scheme. Raises ConfigError where the folder is no run, a key is unknown or
+    an override reaches no layer, CheckpointError on damage.
     """
     folder = Path(folder).expanduser()
     if not (folder / "config.json").is_file() and (found := _runs(folder)):
         raise ConfigError(f"{folder} holds several runs; name one: {'; '.join(found)}")
     config = configs.load(config_file(folder))
     if overrides:
-        config = apply(config, dict(overrides))
+        config = under(config, overrides, SCORED)
         check(config)
     run = open_run(folder, config)
     return TrainedRun(**{field.name: getattr(run, field.name) for field in dataclasses.fields(run)})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,21 @@ from ml_collections import ConfigDict
 
 from lcx import data as data_library
 from lcx import sharding
-from lcx.config import apply, validate
+from lcx.config import apply
 from lcx.errors import ConfigError, did_you_mean
 from lcx.eval import exact
 from lcx.eval.lengths import contexts
-from lcx.model import build_model
+from lcx.model import build_model, has_position_parameters
 from lcx.ops.attention import api as attention
 from lcx.study.start import source_of
+from lcx.study.under import variants
 from lcx.train import trackers
 
 POSITIVE = ("experiment.model.width", "experiment.model.depth", "experiment.data.train_length",
             "experiment.data.batch_size", "experiment.train.steps", "experiment.train.accumulate",
             "experiment.eval.max_factor", "experiment.eval.targets", "experiment.eval.resamples",
             "experiment.eval.batch_tokens", "runtime.log_every", "runtime.checkpoint_every")
+UNASKED = ("documents", "shuffled_prefix")  # by the ladder of a task
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -46,6 +47,11 @@ def check(config: ConfigDict) -> None:
         raise ConfigError(f"experiment.data.batch_size={experiment.data.batch_size} must be a "
                           f"multiple of {ways}: mesh ways x experiment.train.accumulate")
     contexts(experiment.data.train_length, experiment.eval.max_factor)
+    if experiment.data.task is not None:
+        for key in UNASKED:
+            if experiment.eval[key]:
+                raise ConfigError(f"experiment.eval.{key} says nothing of a task, whose rows are "
+                                  "no documents; leave it out (targets counts its rows)")
     if experiment.model.dtype not in DTYPES:
         raise ConfigError(f"unknown dtype '{experiment.model.dtype}'"
                           + did_you_mean(experiment.model.dtype, DTYPES))
@@ -54,31 +60,14 @@ def check(config: ConfigDict) -> None:
         raise ConfigError("experiment.eval.every counts steps; 0 is never, "
                           f"got {experiment.eval.every}")
     with attention.backend(config.runtime.backend):
-        model_of(apply(config, {
-            "experiment.model.vocab_size": experiment.model.vocab_size or 256})).data_transform()
+        model = model_of(apply(config, {
+            "experiment.model.vocab_size": experiment.model.vocab_size or 256}))
+        model.data_transform()
+        if experiment.model.share_position and not has_position_parameters(model):
+            raise ConfigError("experiment.model.share_position: no scheme of this model has "
+                              "parameters that layers could share; leave it out")
     for variant in variants(config):
         check(variant)
-
-
-def variants(config: ConfigDict) -> list[ConfigDict]:
-    """The config under each of its test-time overrides. Raises ConfigError on one that is none."""
-    found = []
-    for override in config.experiment.eval.overrides or ():
-        if not isinstance(override, Mapping) or not override:
-            raise ConfigError("each of experiment.eval.overrides is a dict of overrides, as sweep()"
-                              f" yields; got {override!r}")
-        for path in override:
-            if not path.startswith(("experiment.model.", "experiment.eval.")):
-                raise ConfigError(f"experiment.eval.overrides cannot set '{path}': only "
-                                  "experiment.model and experiment.eval matter after training")
-        found.append(under(config, override))
-    return found
-
-
-def under(config: ConfigDict, override: Mapping[str, Any]) -> ConfigDict:
-    """A trained run's config under an override: a config of its own, without further ones."""
-    return validate(apply(config, {**override, "experiment.eval.overrides": None,
-                                   "experiment.eval.every": 0}))
 
 
 def check_data(config: ConfigDict) -> None:

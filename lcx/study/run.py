@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lcx import train
-from lcx.config import code_version, load, parse_short, resolve, run_id
+from lcx.config import code_version, load, parse_override, parse_short, resolve, run_id
 from lcx.errors import ConfigError
 from lcx.labels import visible
 from lcx.ops.attention import api as attention
@@ -26,18 +26,19 @@ from lcx.study.preflight import (
     check,
     check_reach,
     model_of,
-    under,
     use_compile_cache,
-    variants,
     with_data,
 )
 from lcx.study.restore import config_file
 from lcx.study.run_folder import folder_of
 from lcx.study.start import source_of
 from lcx.study.status import locked, read_status, write_atomically, write_status
+from lcx.study.under import under, variants
 from lcx.study.versions import settle
 from lcx.train.checkpoint import saved
 from lcx.train.start import start_from
+
+log = logging.getLogger("lcx.study")
 
 
 def run_member(config: ConfigDict, folder: str | Path | None = None, *,
@@ -72,19 +73,24 @@ def evaluate_member(folder: str | Path, overrides: Sequence[str] = (),
     """Evaluate a trained run, under its own config or with overrides; returns the new rows.
 
     `overrides` are of the form experiment.eval.max_factor=32 and all hold at once; each of
-    `schemes` (position=yarn,factor=8) is an evaluation of its own.
+    `schemes` (position=yarn,factor=8) is an evaluation of its own. Raises ConfigError on one that
+    reaches nothing; one that says what the run has anyway gives the run's own rows.
     """
     folder = Path(folder)
-    own, config = load(config_file(folder)), load(config_file(folder), overrides)
-    ways = [under(config, dict([parse_short(text)])) for text in schemes]
+    own = load(config_file(folder))
+    config = under(own, [parse_override(text) for text in overrides])
+    ways = [under(config, [parse_short(text)]) for text in schemes]
     if not ways and run_id(config) != run_id(own):
-        ways = [under(config, {})]
+        ways = [config]
     for way in ways:
         check(way)
     with locked(folder), _logged(folder) as write_log:
+        for text, way in zip(schemes, ways):
+            if run_id(way) == run_id(config):
+                log.warning("%s changes nothing: the rows are those without it", text)
         if not ways:
             with _status(folder, write_log, "evaluating"):
-                return evaluate_all(folder)
+                return evaluate_all(folder, config)
         seen = []
         return [row for way in ways for row in evaluate(folder, way, seen)]
 

@@ -44,7 +44,7 @@ def search(spec: str, overrides: Iterable[str] = (), *, trials: int, metric: str
     import optuna
 
     overrides, space = list(overrides), load_space(spec)
-    base = load(spec, overrides)
+    base, start = load(spec, overrides), load(spec)
     experiment = base.experiment
     length = length or experiment.data.train_length * experiment.eval.max_factor
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -64,8 +64,7 @@ def search(spec: str, overrides: Iterable[str] = (), *, trials: int, metric: str
             study.sampler = optuna.samplers.TPESampler(seed=experiment.seed + len(study.trials))
             trial = study.ask()
             proposed = dict(space(trial))
-            config = validate(apply(apply(base, proposed),
-                                    dict(parse_override(text) for text in overrides)))
+            config = validate(apply(apply(start, proposed), map(parse_override, overrides)))
             if not config.runtime.label:
                 config.runtime.label = describe.overrides_label(proposed)
             (member,) = members_of([config])
