@@ -120,4 +120,5 @@ def batches(windows: Windows, batch: int, *,
         members = np.flatnonzero(told == length)
         for at in range(0, len(members), batch):
             rows = members[at:at + batch]
-            yield int(length), np.concatenate([rows, np.full(batch - len(rows), rows[0])]), len(rows)
+            filled = np.concatenate([rows, np.full(batch - len(rows), rows[0])])
+            yield int(length), filled, len(rows)
