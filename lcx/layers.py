@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from lcx.lanes import Sequence
 from lcx.ops.conv import ConvState, short_conv
 from lcx.types import wide
+from lcx.weights import free, matrix
 
 Initializer = Callable
 
@@ -37,13 +38,13 @@ class Dense(nn.Module):
         rows = x.shape[: -len(self.in_axes)]
         fan_in, fan_out = math.prod(inputs), math.prod(self.features)
         init = self.init or nn.initializers.normal(self.scale / math.sqrt(fan_in))
-        kernel = self.param("kernel", nn.with_logical_partitioning(
+        kernel = self.param("kernel", matrix(
             init, (*self.in_axes, *self.axes)), (*inputs, *self.features))
         # One flat matrix product: on CPU several times quicker than the same einsum.
         y = x.reshape(-1, fan_in) @ kernel.astype(x.dtype).reshape(fan_in, fan_out)
         y = y.reshape(*rows, *self.features)
         if self.use_bias:
-            bias = self.param("bias", nn.with_logical_partitioning(self.bias_init, self.axes),
+            bias = self.param("bias", free(self.bias_init, self.axes),
                               self.features)
             y = y + bias.astype(x.dtype)
         return y
@@ -64,7 +65,7 @@ class RmsNorm(nn.Module):
         y = wide(x)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
         if self.affine:
-            gain = self.param("scale", nn.with_logical_partitioning(
+            gain = self.param("scale", free(
                 nn.initializers.ones_init(), (self.axis,)), (x.shape[-1],))
             y = y * gain
         return y.astype(x.dtype)
@@ -84,7 +85,7 @@ class HeadNorm(nn.Module):
         y = wide(x)
         y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
-        gain = self.param("scale", nn.with_logical_partitioning(
+        gain = self.param("scale", free(
             nn.initializers.ones_init(), self.axes), x.shape[-2:])
         return (y * gain).astype(x.dtype)
 
@@ -112,11 +113,11 @@ class ShortConv(nn.Module):
         def uniform(key, shape, dtype=jnp.float32):
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-        kernel = self.param("kernel", nn.with_logical_partitioning(
+        kernel = self.param("kernel", matrix(
             self.kernel_init or uniform, ("kernel", self.axis)), (self.window, channels))
         bias = None
         if self.use_bias:
-            bias = self.param("bias", nn.with_logical_partitioning(
+            bias = self.param("bias", free(
                 self.bias_init or uniform, (self.axis,)), (channels,))
         segment = seq.segment
         if state is not None and segment is None:  # one document is number 1, in every call

@@ -111,7 +111,7 @@ def shard(x: jax.Array, names: str) -> jax.Array:
 
 
 def shardings(variables: Any, mesh: Mesh) -> Any:
-    """Shardings of variables whose leaves carry logical names (`nn.with_logical_partitioning`).
+    """Shardings of variables whose leaves carry logical names (`lcx.weights`).
 
     `variables` may be abstract; a leaf without names is replicated. The result has the structure
     of the unboxed variables. Raises ValueError on an unknown name or a wrong rank, and ConfigError

@@ -10,7 +10,7 @@ import lcx
 ROOT = Path(lcx.__file__).parent
 FLOORS = (
     {"errors", "types", "integral", "labels", "lanes", "lookup", "phases", "sharding",
-     "spans", "stream"},  # may know each other
+     "spans", "stream", "weights"},  # may know each other
     {"ops"},
     {"layers"},
     {"positions"},

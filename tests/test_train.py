@@ -10,7 +10,6 @@ from jax.sharding import PartitionSpec as P
 from lcx import lookup, sharding
 from lcx.errors import ConfigError, DataError
 from lcx.train import build_program, sequence_of
-from lcx.train.decay import decayed
 from lcx.train.manifest import flat
 from tests.train_stand_in import Batches, StandIn, config
 
@@ -159,13 +158,6 @@ def test_adamw_is_optax_adamw():
             state, _ = program.step(state, constants, program.place(batch))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
                  jax.device_get(state.params), params)
-
-
-def test_names_and_not_shapes_decide_which_weights_decay():
-    abstract = jax.eval_shape(StandIn(depth=3).init, jax.random.key(0), jnp.ones((2, 8), int),
-                              sequence_of({"inputs": jnp.ones((2, 8), int)}))["params"]
-    assert abstract["gain"].value.shape == (3, 16)  # a matrix by shape, a norm by name
-    assert {n for n, d in flat(decayed(abstract)).items() if d} == {"query", "key", "out"}
 
 
 def values(name, steps=100, **options):

@@ -7,6 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lcx.sharding import shard
+from lcx.weights import free, matrix
 
 VOCAB, WIDTH, LENGTH = 32, 16, 8
 
@@ -21,16 +22,17 @@ class StandIn(nn.Module):
 
     @nn.compact
     def score(self, inputs, targets, seq, state=None):
-        def param(name, shape, *names, init=None):
+        def param(name, shape, *names, init=None, kind=matrix):
             init = init or nn.initializers.normal(0.3)
-            return self.param(name, nn.with_logical_partitioning(init, names), shape)
+            return self.param(name, kind(init, names), shape)
 
-        table = param("embedding", (VOCAB, WIDTH), "vocab", "width")
+        table = param("embedding", (VOCAB, WIDTH), "vocab", "width", kind=free)
         query = param("query", (WIDTH, self.heads, 4), "width", "heads", "head_dim")
         key = param("key", (WIDTH, self.kv_heads, 4), "width", "kv_heads", "head_dim")
         out = param("out", (self.heads, 4, WIDTH), "heads", "head_dim", "width")
-        gain = param("gain", (self.depth, WIDTH), "depth", "width", init=nn.initializers.ones)
-        slope = param("slope", (self.heads,), "heads")
+        gain = param("gain", (self.depth, WIDTH), "depth", "width", init=nn.initializers.ones,
+                     kind=free)
+        slope = param("slope", (self.heads,), "heads", kind=free)
         base = self.variable("numbers", "base", lambda: jnp.asarray(np.arange(1.0, 5.0)))
         x = shard(shard(table, "vocab width")[inputs], "batch length width") * gain.sum(0)
         q = shard(jnp.einsum("btd,dhk->bthk", x, query), "batch length heads head_dim")

@@ -13,6 +13,7 @@ from lcx.layers import Dense, RmsNorm
 from lcx.mixers.delta_family import DeltaMixer, log_rate, step_bias, unit
 from lcx.ops import conv
 from lcx.types import wide
+from lcx.weights import free
 
 
 class Comba(DeltaMixer):
@@ -53,7 +54,7 @@ class Comba(DeltaMixer):
         (query, key, value), tail = self.convolved(x, seq, state, self.conv_window, dim, dim,
                                                    value_dim)
         per_head = lambda name, init: wide(self.param(
-            name, nn.with_logical_partitioning(init, ("heads",)), (heads,)))
+            name, free(init, ("heads",)), (heads,)))
         damping = nn.sigmoid(per_head("damping", nn.initializers.ones_init()))[:, None]
         correction = per_head("correction", nn.initializers.constant(self.correction))[:, None]
         query = unit(wide(query) - correction * damping * key) * dim**-0.5

@@ -15,6 +15,7 @@ from lcx.layers import Dense, RmsNorm
 from lcx.mixers.softmax_family import SoftmaxMixer
 from lcx.ops import pairs
 from lcx.types import wide
+from lcx.weights import free
 
 
 class DifferentialAttention(SoftmaxMixer):
@@ -88,7 +89,7 @@ class DifferentialAttention(SoftmaxMixer):
 
     def balance(self, dim: int) -> jax.Array:
         """What is learned of lambda: 0 where the products of the four vectors agree."""
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.1), ("head_dim",))
+        init = free(nn.initializers.normal(0.1), ("head_dim",))
         vector = lambda name: wide(self.param(name, init, (dim,)))
         product = lambda n: jnp.sum(vector(f"lambda_query_{n}") * vector(f"lambda_key_{n}"))
         return jnp.exp(product(1)) - jnp.exp(product(2))

@@ -13,6 +13,7 @@ from lcx.layers import Dense, RmsNorm
 from lcx.mixers.delta_family import DeltaMixer, log_rate, step_bias, unit
 from lcx.ops import conv
 from lcx.types import wide
+from lcx.weights import free
 
 
 class GatedDeltaNet(DeltaMixer):
@@ -51,7 +52,7 @@ class GatedDeltaNet(DeltaMixer):
         query, key = unit(query) * dim**-0.5, unit(key)
         beta = nn.sigmoid(wide(Dense((heads,), ("heads",), name="beta")(x)))
         per_head = lambda name, init: wide(self.param(
-            name, nn.with_logical_partitioning(init, ("heads",)), (heads,)))
+            name, free(init, ("heads",)), (heads,)))
         rate = wide(Dense((heads,), ("heads",), name="rate")(x)) + per_head("dt_bias", step_bias)
         log_decay = -jnp.exp(per_head("a_log", log_rate(0.01))) * nn.softplus(rate)
 

@@ -13,6 +13,7 @@ from lcx.layers import Dense, RmsNorm
 from lcx.mixers.delta_family import DeltaMixer, log_rate, step_bias, unit
 from lcx.ops import conv
 from lcx.types import wide
+from lcx.weights import free
 
 
 class GatedDeltaNet2(DeltaMixer):
@@ -57,9 +58,9 @@ class GatedDeltaNet2(DeltaMixer):
         value = value * nn.sigmoid(Dense((heads, value_dim), values, name="write")(x))
         low = Dense((value_dim,), ("rank",), name="rate_in")(x)
         rate = wide(Dense((heads, dim), channels, ("rank",), name="rate")(low))
-        rate = nn.softplus(rate + wide(self.param("dt_bias", nn.with_logical_partitioning(
+        rate = nn.softplus(rate + wide(self.param("dt_bias", free(
             step_bias, channels), (heads, dim))))
-        scale = jnp.exp(wide(self.param("a_log", nn.with_logical_partitioning(
+        scale = jnp.exp(wide(self.param("a_log", free(
             log_rate(1.0), ("heads",)), (heads,))))
 
         out, state = self.mix(query, key, value, x, seq, state, shared, tail,

@@ -17,6 +17,7 @@ from lcx.mixers.kernel_family import empty_cache, remember
 from lcx.mixers.softmax_family import SUPPORTS
 from lcx.ops.attention import pointwise
 from lcx.types import wide
+from lcx.weights import free
 
 
 class Gau(Mixer):
@@ -94,7 +95,7 @@ def gated_unit(mixer: Mixer, x: jax.Array, names: tuple[str, ...]):
     inner = lambda name: nn.silu(Dense((mixer.value_dim(),), ("channels",), name=name)(x))
     gate, value = inner("gate"), inner("value")[..., None, :]
     base = nn.silu(Dense((mixer.key_dim,), ("features",), name="base")(x))
-    param = lambda name, init: mixer.param(name, nn.with_logical_partitioning(
+    param = lambda name, init: mixer.param(name, free(
         init, (None, "features")), (len(names), mixer.key_dim)).astype(x.dtype)
     gain = param("gain_scale", nn.initializers.normal(mixer.gain_deviation))
     shift = param("shift", nn.initializers.zeros_init())

@@ -13,6 +13,7 @@ from lcx.layers import Dense
 from lcx.mixers import refuses
 from lcx.mixers.nonlinear_family import SUPPORTS, NonlinearMixer, dense, read
 from lcx.types import wide
+from lcx.weights import free
 
 
 class Gru(NonlinearMixer):
@@ -40,7 +41,7 @@ class Gru(NonlinearMixer):
                  shared: L.Lanes | None = None) -> tuple[jax.Array, Any]:
         inputs = Dense((3, self.width), (None, "channels"), use_bias=True, name="inputs")(x)
         recurrent = self.recurrent(3, self.heads_apart)
-        bias = wide(self.param("bias", nn.with_logical_partitioning(
+        bias = wide(self.param("bias", free(
             nn.initializers.zeros_init(), ("channels",)), (self.width,)))
         _, carry = self.see(x, seq, None if state is None else state.carry, shared)
         self.sow("intermediates", "inner", dict(inputs=inputs, recurrent=dense(recurrent),

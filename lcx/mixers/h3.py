@@ -15,6 +15,7 @@ from lcx.mixers.lti_family import LtiMixer, LtiState
 from lcx.mixers.s4d import StateSpace, bilinear
 from lcx.ops import conv
 from lcx.types import wide
+from lcx.weights import free
 
 
 class H3(LtiMixer):
@@ -52,7 +53,7 @@ class H3(LtiMixer):
         inward = lambda name: Dense((self.width,), ("channels",), use_bias=True, name=name)(x)
         query, key, value = inward("query"), inward("key"), inward("value")
         normal = lambda name, shape, *axes: self.param(
-            name, nn.with_logical_partitioning(nn.initializers.normal(1.0), axes), shape)
+            name, free(nn.initializers.normal(1.0), axes), shape)
         shifted, tail = ShortConv(self.state_dim, name="shift")(
             key, seq, None if state is None else state.conv)
         key = shifted + normal("shift_skip", (self.width,), "channels").astype(x.dtype) * key

@@ -13,6 +13,7 @@ from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, RmsNorm
 from lcx.mixers.vector_family import VectorMixer
 from lcx.types import wide
+from lcx.weights import free
 
 
 class Hgrn2(VectorMixer):
@@ -60,7 +61,7 @@ class Hgrn2(VectorMixer):
         lanes, carry = self.see(x, seq, None if state is None else state.carry, shared)
         out, state = self.mix(query, key, value, seq, lanes, carry, state, log_decay=log_decay)
         out = RmsNorm(eps=1e-5, affine=False, name="norm")(out.reshape(x.shape)).reshape(out.shape)
-        gain = self.param("norm_scale", nn.with_logical_partitioning(
+        gain = self.param("norm_scale", free(
             nn.initializers.ones_init(), ("heads", "value_dim")), (heads, value_dim))
         out = Dense((self.width,), ("width",), ("heads", "value_dim"), scale=self.output_scale,
                     name="out")(out * gain.astype(out.dtype))

@@ -17,6 +17,7 @@ from lcx.layers import Dense, ShortConv
 from lcx.mixers.lti_family import SUPPORTS, LtiMixer, LtiState, by_history
 from lcx.ops import conv
 from lcx.types import wide
+from lcx.weights import free, matrix
 
 
 @struct.dataclass
@@ -74,7 +75,7 @@ class Hyena(LtiMixer):
         *gates, value = jnp.split(parts, self.order + 1, axis=-1)
         filters = Filter((longs, heads, dim), self.filter_width, self.filter_layers, self.bands,
                          self.frequency, self.filter_length or self.train_length, name="filter")()
-        skip = wide(self.param("skip", nn.with_logical_partitioning(
+        skip = wide(self.param("skip", free(
             nn.initializers.normal(1.0), (None, "heads", "head_dim")), (longs, heads, dim)))
         cores = (None,) * longs if state is None else state.cores
         lanes, carry = self.see(x, seq, None if state is None else cores[0].carry, shared)
@@ -142,16 +143,18 @@ class Filter(nn.Module):
             return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
                 key, shape, dtype, -bound, bound)
 
-        number = lambda name, init, shape, *axes: wide(self.param(
-            name, nn.with_logical_partitioning(init, axes), shape))
+        number = lambda name, kind, init, shape, *axes: wide(self.param(
+            name, kind(init, axes), shape))
         layers, inputs = [], 1 + 2 * self.bands
         for n in range(self.layers + 1):
             init = uniform(inputs)
-            layers.append((number(f"kernel_{n}", init, (inputs, self.width), "positions", "rank"),
-                           number(f"bias_{n}", init, (self.width,), "rank")))
+            layers.append((
+                number(f"kernel_{n}", matrix, init, (inputs, self.width), "positions", "rank"),
+                number(f"bias_{n}", free, init, (self.width,), "rank")))
             inputs = self.width
-        frequency = number("frequency", nn.initializers.constant(self.start), (self.width,), "rank")
-        out = number("out", uniform(self.width), (self.width, *self.channels),
+        frequency = number("frequency", free, nn.initializers.constant(self.start), (self.width,),
+                           "rank")
+        out = number("out", matrix, uniform(self.width), (self.width, *self.channels),
                      "rank", None, "heads", "head_dim")
         rate = np.linspace(-math.log(0.01) / 1.5, -math.log(0.01) / 0.3, math.prod(self.channels))
         return Implicit(tuple(layers), frequency, out, wide(rate.reshape(self.channels)),

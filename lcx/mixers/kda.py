@@ -13,6 +13,7 @@ from lcx.layers import Dense, RmsNorm
 from lcx.mixers.delta_family import DeltaMixer, log_rate, step_bias, unit
 from lcx.ops import conv
 from lcx.types import wide
+from lcx.weights import free
 
 
 class Kda(DeltaMixer):
@@ -55,10 +56,10 @@ class Kda(DeltaMixer):
         beta = nn.sigmoid(wide(Dense((heads,), ("heads",), name="beta")(x)))
         low = Dense((value_dim,), ("rank",), name="rate_in")(x)
         rate = wide(Dense((heads, dim), ("heads", "head_dim"), ("rank",), name="rate")(low))
-        rate = rate + wide(self.param("dt_bias", nn.with_logical_partitioning(
+        rate = rate + wide(self.param("dt_bias", free(
             step_bias, ("heads", "head_dim")), (heads, dim)))
         bounded = self.lower_bound is not None
-        scale = jnp.exp(wide(self.param("a_log", nn.with_logical_partitioning(
+        scale = jnp.exp(wide(self.param("a_log", free(
             nn.initializers.zeros_init() if bounded else log_rate(1.0), ("heads",)), (heads,))))
         log_decay = (self.lower_bound * nn.sigmoid(scale[:, None] * rate) if bounded
                      else -scale[:, None] * nn.softplus(rate))

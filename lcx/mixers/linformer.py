@@ -18,6 +18,7 @@ from lcx.mixers.linear_family import channel_decay
 from lcx.ops import endpoint, pairs
 from lcx.ops.linear import linear_attention
 from lcx.types import wide, wide_dtype
+from lcx.weights import matrix
 
 _ALL = Support((CHUNKED, STEP))
 _NO_PAIRS = refuses("R1", "a slot mixes all keys, so that no weight of one query and one key "
@@ -135,7 +136,7 @@ class Linformer(Mixer):
         bound = 1 / math.sqrt(self.rank)
         init = lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound,
                                                                         bound)
-        return wide(self.param(name, nn.with_logical_partitioning(init, ("positions", "rank")),
+        return wide(self.param(name, matrix(init, ("positions", "rank")),
                                (self.max_length or self.train_length, self.rank)))
 
     def init_state(self, batch: int, max_length: int, dtype=jnp.float32) -> LinformerState:

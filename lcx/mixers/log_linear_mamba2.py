@@ -17,6 +17,7 @@ from lcx.ops import conv, endpoint, pairs
 from lcx.ops.attention import pointwise
 from lcx.ops.linear.log_linear import level_of, log_linear_attention
 from lcx.types import wide, wide_dtype
+from lcx.weights import free
 
 
 class LogLinearMamba2(Mamba2):
@@ -40,7 +41,7 @@ class LogLinearMamba2(Mamba2):
     def recall(self, x, query, key, value, seq, lanes, carry, state, *, log_decay):
         """The core: as `mix`, with a weight for each level."""
         heads = self.num_heads
-        rate = self.param("level_rate", nn.with_logical_partitioning(
+        rate = self.param("level_rate", free(
             nn.initializers.ones_init(), ("heads", None)), (heads, self.levels))
         level = Dense((heads, self.levels), ("heads", None), name="level")(x)
         level = nn.softplus(wide(level) * rate)

@@ -16,6 +16,7 @@ from lcx.mixers.diagonal_family import DiagonalMixer
 from lcx.ops import pairs
 from lcx.ops.scan.of_lanes import turning
 from lcx.types import wide
+from lcx.weights import free
 
 
 class Lru(DiagonalMixer):
@@ -56,7 +57,7 @@ class Lru(DiagonalMixer):
                  shared: L.Lanes | None = None) -> tuple[jax.Array, Any]:
         heads, count = self.num_heads, self.site().value_dim // 2
         number = lambda name, init, *axes, shape=(heads, count): wide(self.param(
-            name, nn.with_logical_partitioning(init, axes or ("heads", "head_dim")), shape))
+            name, free(init, axes or ("heads", "head_dim")), shape))
         rate = number("nu", self._nu)
         turn = number("theta", self._theta)
         gain = number("gamma", lambda *_: 0.5 * jnp.log(-jnp.expm1(-2.0 * jnp.exp(rate))))

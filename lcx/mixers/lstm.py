@@ -12,6 +12,7 @@ from lcx.lanes import Lanes, Sequence
 from lcx.layers import Dense
 from lcx.mixers.nonlinear_family import NonlinearMixer, dense, read
 from lcx.types import wide
+from lcx.weights import free
 
 
 class Lstm(NonlinearMixer):
@@ -37,7 +38,7 @@ class Lstm(NonlinearMixer):
                  shared: Lanes | None = None) -> tuple[jax.Array, Any]:
         inputs = Dense((4, self.width), (None, "channels"), name="inputs")(x)
         recurrent = self.recurrent(4, self.heads_apart)
-        bias = wide(self.param("bias", nn.with_logical_partitioning(
+        bias = wide(self.param("bias", free(
             self._bias, (None, "channels")), (4, self.width)))
         lanes, carry = self.see(x, seq, None if state is None else state.carry, shared)
         self.sow("intermediates", "inner", dict(inputs=inputs, recurrent=dense(recurrent),

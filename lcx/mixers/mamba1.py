@@ -19,6 +19,7 @@ from lcx.mixers.vector_family import VECTOR_SUPPORTS, VectorMixer
 from lcx.ops import conv
 from lcx.ops.scan.selective import CHUNK, selective_scan
 from lcx.types import wide
+from lcx.weights import free
 
 
 @struct.dataclass
@@ -83,7 +84,7 @@ class Mamba1(VectorMixer):
                                                                          bound)
         step = Dense((channels,), ("channels",), (None,), init=uniform, name="step_up")(low)
         param = lambda name, axes, init, *shape: wide(self.param(
-            name, nn.with_logical_partitioning(init, axes), (channels, *shape)))
+            name, free(init, axes), (channels, *shape)))
         step = nn.softplus(wide(step) + param("step_bias", ("channels",), _step_bias))
         rate = -jnp.exp(param("log_rate", ("channels", "state"), _log_rate, dim))
         lanes, carry = self.see(x, seq, None if state is None else state.core.carry, shared)

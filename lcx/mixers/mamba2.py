@@ -16,6 +16,7 @@ from lcx.layers import Dense, RmsNorm, ShortConv
 from lcx.mixers.linear_family import LinearMixer
 from lcx.ops import conv, pairs
 from lcx.types import wide
+from lcx.weights import free
 
 
 @struct.dataclass
@@ -70,7 +71,7 @@ class Mamba2(LinearMixer):
         key, second = self._convolved(x, "key", groups, self.state_dim, seq, tails[1])
         query, third = self._convolved(x, "query", groups, self.state_dim, seq, tails[2])
         per_head = lambda name, init: wide(self.param(
-            name, nn.with_logical_partitioning(init, ("heads",)), (heads,)))
+            name, free(init, ("heads",)), (heads,)))
         step = nn.softplus(wide(step) + per_head("step_bias", _step_bias))
         log_decay = -jnp.exp(per_head("log_rate", _log_rate)) * step
         lanes, carry = self.see(x, seq, None if state is None else state.core.carry, shared)
@@ -81,7 +82,7 @@ class Mamba2(LinearMixer):
         y = (y + skip[:, None] * value).astype(x.dtype) * nn.silu(gate)
         grouped = y.reshape(*y.shape[:2], groups, -1)
         y = RmsNorm(eps=1e-5, affine=False, name="norm")(grouped).reshape(y.shape)
-        gain = self.param("norm_scale", nn.with_logical_partitioning(
+        gain = self.param("norm_scale", free(
             nn.initializers.ones_init(), ("heads", "head_dim")), (heads, dim))
         out = Dense((self.width,), ("width",), ("heads", "head_dim"), scale=self.output_scale,
                     name="out")(y * gain.astype(y.dtype))

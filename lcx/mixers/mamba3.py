@@ -20,6 +20,7 @@ from lcx.mixers.mamba2 import _step_bias
 from lcx.ops import endpoint, pairs
 from lcx.ops.linear import own as itself
 from lcx.types import wide, wide_dtype
+from lcx.weights import free
 
 
 @struct.dataclass
@@ -111,8 +112,7 @@ class Mamba3(LinearMixer):
 
     def _number(self, name: str, init, *axes: str | None, shape: tuple[int, ...] = ()):
         """A parameter [H,*shape], wide."""
-        return wide(self.param(name, nn.with_logical_partitioning(init, ("heads", *axes)),
-                               (self.num_heads, *shape)))
+        return wide(self.param(name, free(init, ("heads", *axes)), (self.num_heads, *shape)))
 
     def _gates(self, x: jax.Array, seq: L.Sequence, state: Mamba3State | None) -> Gates:
         per_head = lambda name: wide(Dense((self.num_heads,), ("heads",), name=name)(x))

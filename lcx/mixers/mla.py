@@ -14,6 +14,7 @@ from lcx.layers import Dense, RmsNorm
 from lcx.mixers import CHUNKED, QUADRATIC, STEP, Support
 from lcx.mixers.softmax_family import SUPPORTS, SoftmaxMixer
 from lcx.ops import pairs
+from lcx.weights import matrix
 
 _EXPANDED = Support((QUADRATIC, CHUNKED, STEP), missing={
     "absorbed": "R8 it needs each head's own key or value: the stream caches expanded keys and "
@@ -72,7 +73,7 @@ class Mla(SoftmaxMixer):
         latent = Dense((rope + rank,), ("rank",), name="latent")(x)
         rotary, latent = latent[..., None, :rope], latent[..., rope:]
         latent = RmsNorm("rank", name="latent_norm")(latent)
-        up = lambda name, size: self.param(name, nn.with_logical_partitioning(
+        up = lambda name, size: self.param(name, matrix(
             nn.initializers.normal(1 / math.sqrt(rank)), ("rank", *names)),
             (rank, heads, size)).astype(x.dtype)
         key_up, value_up = up("key_up", nope), up("value_up", value_dim)

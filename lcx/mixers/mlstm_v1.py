@@ -16,6 +16,7 @@ from lcx.layers import Dense, HeadNorm, ShortConv
 from lcx.mixers.mlstm_family import MlstmMixer, MlstmState, three_to_six
 from lcx.ops import conv
 from lcx.types import wide
+from lcx.weights import free, matrix
 
 
 @struct.dataclass
@@ -76,7 +77,7 @@ class MlstmV1(MlstmMixer):
         lanes, carry = self.see(x, seq, None if state is None else memory.core.carry, shared)
         out, memory = self.remember(query * shape[1]**-0.5, key, value, log_forget, log_input, seq,
                                     lanes, carry, memory)
-        skip = self.param("skip_scale", nn.with_logical_partitioning(
+        skip = self.param("skip_scale", free(
             nn.initializers.ones_init(), axes), shape)
         out = HeadNorm(axes, name="norm")(out) + skip.astype(x.dtype) * seen
         out = Dense((self.width,), ("width",), axes, scale=self.output_scale, name="down")(
@@ -92,7 +93,7 @@ class MlstmV1(MlstmMixer):
         """A block-diagonal map of each head's channels [B,T,H,V]."""
         shape = (x.shape[2], x.shape[3] // self.block, self.block, self.block)
         axes = ("heads", "width", None, None)  # "width", so that fsdp alone splits them too
-        kernel = self.param(name, nn.with_logical_partitioning(init, axes), shape)
+        kernel = self.param(name, matrix(init, axes), shape)
         apart = x.reshape(*x.shape[:3], -1, self.block)
         return jnp.einsum("bthni,hnio->bthno", apart, kernel.astype(x.dtype)).reshape(x.shape)
 

@@ -14,6 +14,7 @@ from lcx.mixers.hyena import Filter, HyenaState
 from lcx.mixers.lti_family import SUPPORTS, LtiMixer, LtiState, by_history
 from lcx.ops import conv
 from lcx.types import wide
+from lcx.weights import free
 
 
 class MonarchMixer(LtiMixer):
@@ -61,7 +62,7 @@ class MonarchMixer(LtiMixer):
             kernel = Filter((1, self.num_heads, self.site().value_dim), self.filter_width,
                             self.filter_layers, self.bands, self.frequency,
                             self.filter_length or self.train_length, name=name)().one(0)
-            skip = wide(self.param(f"{name}_skip", nn.with_logical_partitioning(
+            skip = wide(self.param(f"{name}_skip", free(
                 nn.initializers.normal(1.0), ("heads", "head_dim")), kernel.rate.shape))
             y, core = self.convolve(apart(a), kernel, seq, lanes, carry, core)
             return (y + skip * apart(a)).astype(x.dtype).reshape(x.shape), core

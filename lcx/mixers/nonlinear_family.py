@@ -19,6 +19,7 @@ from lcx.errors import ConfigError
 from lcx.mixers import STEP, Mixer, Support, refuses
 from lcx.ops.conv import ConvState
 from lcx.types import wide, wide_dtype
+from lcx.weights import matrix
 
 NO_PAIRS = refuses("R1", "the gates read the previous output, so no weight between two tokens "
                    "exists; positions enter through the input (embed) or the cell's forget gate")
@@ -102,7 +103,7 @@ class NonlinearMixer(Mixer):
         names, shape = ("width", None, "channels"), (self.width, gates, self.width)
         if apart:
             names, shape = ("heads", "head_dim", None, "value_dim"), (heads, dim, gates, dim)
-        return self.param("recurrent", nn.with_logical_partitioning(init or orthogonal, names),
+        return self.param("recurrent", matrix(init or orthogonal, names),
                           shape)
 
 

@@ -13,6 +13,7 @@ from lcx.mixers import CHUNKED, QUADRATIC, STEP, Support
 from lcx.mixers.based import Based
 from lcx.mixers.kernel_family import KERNEL_SUPPORTS
 from lcx.types import wide
+from lcx.weights import free
 
 
 class Rebased(Based):
@@ -30,7 +31,7 @@ class Rebased(Based):
                 reason="a factor of a whole row cancels in the sum of the weights")}
 
     def prepared(self, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        param = lambda name, init: self.param(name, nn.with_logical_partitioning(
+        param = lambda name, init: self.param(name, free(
             init, ("features",)), (self.feature_dim,))
         gain = param("norm_scale", nn.initializers.ones_init())
         shift = param("norm_bias", nn.initializers.zeros_init())

@@ -14,6 +14,7 @@ from lcx.layers import Dense, ShortConv
 from lcx.mixers.diagonal_family import DiagonalMixer
 from lcx.ops import conv
 from lcx.types import wide
+from lcx.weights import free, matrix
 
 
 class Rglru(DiagonalMixer):
@@ -54,8 +55,7 @@ class Rglru(DiagonalMixer):
 
         lanes, carry = self.see(x, seq, None if state is None else state.carry, shared)
         step, starts, last = self.advance(seq, lanes, state, x.shape[0])
-        rate = self.param("rate", nn.with_logical_partitioning(_rate, ("heads", "head_dim")),
-                          (heads, dim))
+        rate = self.param("rate", free(_rate, ("heads", "head_dim")), (heads, dim))
         recurrence = nn.sigmoid(wide(PerHead(name="recurrence_gate")(hidden)))
         log_decay, root = transition(recurrence, wide(rate))
         root = jnp.where(starts[..., None, None], 1.0, root)
@@ -82,10 +82,10 @@ class PerHead(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         heads, dim = x.shape[-2:]
-        kernel = self.param("kernel", nn.with_logical_partitioning(
+        kernel = self.param("kernel", matrix(
             nn.initializers.normal(1 / math.sqrt(dim)), ("heads", "head_dim", "value_dim")),
             (heads, dim, dim))
-        bias = self.param("bias", nn.with_logical_partitioning(
+        bias = self.param("bias", free(
             nn.initializers.zeros_init(), ("heads", "value_dim")), (heads, dim))
         return jnp.einsum("bthk,hkv->bthv", x, kernel.astype(x.dtype)) + bias.astype(x.dtype)
 

@@ -21,6 +21,7 @@ from lcx.ops.attention import cache
 from lcx.ops.scan.of_lanes import static_biases
 from lcx.ops.scan.wkv import WkvState, init_wkv, wkv, wkv_pairs
 from lcx.types import wide, wide_dtype
+from lcx.weights import free
 
 _ALL = Support((QUADRATIC, CHUNKED, STEP))
 _TURN = refuses("R9", "each channel's exponentials are held at a scale of their own, which a "
@@ -52,8 +53,8 @@ class Rwkv4(Mixer):
 
     layer and num_layers: which layer it is, from 0, read by the published initial values only:
     decay -5 + 8 (c/(D-1))^(0.7 + 1.3 l/(L-1)), u = log 0.3 + ((c+1) mod 3 - 1)/2; W_k, W_r and W_o
-    at zero, W_v orthogonal. decay, u and mu are "decay_bias", "bonus_bias" and "blend_scale": names
-    that no weight decay touches. num_heads: groups of channels that share a bias of the scheme.
+    at zero, W_v orthogonal. decay, u and mu are "decay_bias", "bonus_bias" and "blend_scale".
+    num_heads: groups of channels that share a bias of the scheme.
     """
 
     num_heads: int = 4
@@ -99,7 +100,7 @@ class Rwkv4(Mixer):
                  shared: L.Lanes | None = None) -> tuple[jax.Array, Any]:
         batch, shape = x.shape[0], (self.num_heads, self.site().key_dim)
         before, tail = token_before(x, seq, None if state is None else state.conv)
-        blend = wide(self.param("blend_scale", nn.with_logical_partitioning(
+        blend = wide(self.param("blend_scale", free(
             self._blend, (None, "width")), (3, self.width)))
         moved = lambda mu: (mu * x + (1 - mu) * before).astype(x.dtype)
         into = lambda name, n, init: Dense(shape, ("heads", "head_dim"), init=init, name=name)(
@@ -107,7 +108,7 @@ class Rwkv4(Mixer):
         zeros = nn.initializers.zeros_init()
         key, value = into("key", 0, zeros), into("value", 1, self._orthogonal)
         gate = nn.sigmoid(into("receptance", 2, zeros))
-        vector = lambda name, init: wide(self.param(name, nn.with_logical_partitioning(
+        vector = lambda name, init: wide(self.param(name, free(
             init, ("heads", "head_dim")), shape))
         rate, bonus = jnp.exp(vector("decay_bias", self._decay)), vector("bonus_bias", self._bonus)
 

@@ -17,6 +17,7 @@ from lcx.mixers.vector_family import VectorMixer
 from lcx.ops import conv
 from lcx.ops.linear import own as itself
 from lcx.types import wide
+from lcx.weights import free, matrix
 
 NAMES = ("decay", "key", "value", "query", "gate")  # the order of the published tables
 
@@ -67,15 +68,15 @@ class Rwkv6(VectorMixer):
                  shared: L.Lanes | None = None) -> tuple[jax.Array, Any]:
         shape, (ramp, zigzag) = (self.num_heads, self.width // self.num_heads), self._channels()
         before, tail = token_before(x, seq, None if state is None else state.tail)
-        param = lambda name, axes, size, init: wide(self.param(
-            name, nn.with_logical_partitioning(init, axes), size))
+        param = lambda name, axes, size, init: wide(self.param(name, free(init, axes), size))
         away = before - x
         mu = param("blend", (None, "width"), (6, self.width), self._blend)
         inner = (x + away * mu[0]).astype(x.dtype)
         inner = jnp.tanh(Dense((5, self.blend_rank), (None, None), name="blend_down",
                                init=nn.initializers.zeros_init())(inner))
-        up = param("blend_up", (None, None, "width"), (5, self.blend_rank, self.width), _small)
-        mu = mu[1:] + jnp.einsum("btnr,nrd->btnd", wide(inner), up)
+        up = self.param("blend_up", matrix(_small, (None, None, "width")),
+                        (5, self.blend_rank, self.width))
+        mu = mu[1:] + jnp.einsum("btnr,nrd->btnd", wide(inner), wide(up))
         blended = {name: (x + away * mu[:, :, n]).astype(x.dtype) for n, name in enumerate(NAMES)}
         start = _torch(self.width)
         dense = lambda name: Dense(shape, ("heads", "head_dim"), init=start, name=name)(

@@ -18,6 +18,7 @@ from lcx.mixers.delta_family import DeltaMixer
 from lcx.ops import conv
 from lcx.sharding import shard
 from lcx.types import wide
+from lcx.weights import free
 
 
 @struct.dataclass
@@ -46,8 +47,7 @@ class Rwkv7(DeltaMixer):
     value_residual: whether this layer gives and takes v_first; layer and num_layers: which layer it
     is, from 0, read by the published initial values only.
     W_o, W_1, A_1, G_1 and V_1 start at zero. w_0 is "decay_bias", a_0 "rate_bias", s_0
-    "share_bias", mu "blend_scale", k_k "removal_scale", k_a "key_scale", r_k "bonus_scale": names
-    that no weight decay touches.
+    "share_bias", mu "blend_scale", k_k "removal_scale", k_a "key_scale", r_k "bonus_scale".
     """
 
     num_heads: int = 4
@@ -79,7 +79,7 @@ class Rwkv7(DeltaMixer):
                 relay: FirstValue | None = None) -> tuple[jax.Array, Any, FirstValue | None]:
         start = Start(self.width, self.width // self.num_heads, self.layer, self.num_layers)
         before, tail = token_before(x, seq, None if state is None else state.conv)
-        blend = wide(self.param("blend_scale", nn.with_logical_partitioning(
+        blend = wide(self.param("blend_scale", free(
             start.blend, (None, "width")), (6, self.width)))
         moved = [(x + (before - x) * mu).astype(x.dtype) for mu in blend]
         r, w, k, v, a, g = moved
@@ -138,8 +138,7 @@ class Rwkv7(DeltaMixer):
     def _vector(self, name: str, init) -> jax.Array:
         """A parameter of each channel [H,K], wide."""
         shape = (self.num_heads, self.site().key_dim)
-        return wide(self.param(name, nn.with_logical_partitioning(init, ("heads", "head_dim")),
-                               shape))
+        return wide(self.param(name, free(init, ("heads", "head_dim")), shape))
 
 
 class Start:

@@ -15,6 +15,7 @@ from lcx.mixers.s4d import S4d, log_uniform
 from lcx.ops import hippo
 from lcx.ops.conv import Dplr, dplr
 from lcx.types import wide
+from lcx.weights import free
 
 
 class S4(S4d):
@@ -60,7 +61,7 @@ class LowRank(nn.Module):
         names = ("heads", "head_dim", "state")
 
         def number(name, init, shape, axes):
-            return wide(self.param(name, nn.with_logical_partitioning(init, axes), shape))
+            return wide(self.param(name, free(init, axes), shape))
 
         def complex_number(name, init):
             parts = number(name, init, (*modes, 2), (*names, None))

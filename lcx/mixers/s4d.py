@@ -19,6 +19,7 @@ from lcx.mixers.lti_family import LtiMixer, LtiState
 from lcx.ops import hippo
 from lcx.ops.conv import Modes
 from lcx.types import wide
+from lcx.weights import free
 
 
 class S4d(LtiMixer):
@@ -51,7 +52,7 @@ class S4d(LtiMixer):
         kernel = self.kernel(channels)
         lanes, carry = self.see(x, seq, None if state is None else state.carry, shared)
         y, state = self.convolve(value, kernel, seq, lanes, carry, state)
-        skip = self.param("skip", nn.with_logical_partitioning(
+        skip = self.param("skip", free(
             nn.initializers.normal(1.0), ("heads", "head_dim")), channels)
         y = nn.gelu((y + wide(skip) * value).astype(x.dtype), approximate=False)
         y = Dense((2, self.width), (None, "width"), ("heads", "head_dim"), use_bias=True,
@@ -97,7 +98,7 @@ class StateSpace(nn.Module):
         pole, column = STARTS[self.start](self.state_dim)
         modes = (*self.channels, self.state_dim // 2)
         number = lambda name, init, shape, *axes: wide(self.param(
-            name, nn.with_logical_partitioning(init, ("heads", "head_dim", *axes)), shape))
+            name, free(init, ("heads", "head_dim", *axes)), shape))
         every = lambda a: lambda key, shape, dtype=jnp.float32: jnp.broadcast_to(
             jnp.asarray(a, dtype), shape)
         log_step = number("log_step", log_uniform(self.steps), self.channels)

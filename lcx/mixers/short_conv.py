@@ -15,6 +15,7 @@ from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense
 from lcx.mixers.lti_family import SUPPORTS, LtiMixer, LtiState, by_history
 from lcx.types import wide
+from lcx.weights import matrix
 
 
 class ShortConv(LtiMixer):
@@ -43,7 +44,7 @@ class ShortConv(LtiMixer):
         bound, channels = 1 / math.sqrt(self.window), (self.num_heads, self.site().value_dim)
         parts = Dense((3, *channels), (None, "heads", "head_dim"), name="in")(x)
         before, after, value = jnp.moveaxis(parts, 2, 0)
-        kernel = self.param("kernel", nn.with_logical_partitioning(
+        kernel = self.param("kernel", matrix(
             lambda key, shape, dtype=jnp.float32: jax.random.uniform(
                 key, shape, dtype, -bound, bound), ("kernel", "heads", "head_dim")),
             (self.window, *channels))

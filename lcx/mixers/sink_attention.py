@@ -9,6 +9,7 @@ import flax.linen as nn
 from lcx.mixers.attention import Attention
 from lcx.ops.attention.weights import Sink
 from lcx.types import wide
+from lcx.weights import free
 
 
 class SinkAttention(Attention):
@@ -25,5 +26,5 @@ class SinkAttention(Attention):
         dict(num_kv_heads=2), dict(window=5, use_bias=True, gate=True))
 
     def options(self) -> dict[str, Any]:
-        start = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("heads",))
+        start = free(nn.initializers.zeros_init(), ("heads",))
         return dict(normaliser=Sink(wide(self.param("sink", start, (self.num_heads,)))))

@@ -14,6 +14,7 @@ from lcx.layers import HeadNorm, ShortConv
 from lcx.mixers.nonlinear_family import NonlinearMixer, dense, read
 from lcx.ops import conv
 from lcx.types import wide
+from lcx.weights import free, matrix
 
 
 class Slstm(NonlinearMixer):
@@ -48,7 +49,7 @@ class Slstm(NonlinearMixer):
             seen = nn.silu(seen)
         shape = (site.num_heads, site.key_dim)
         small = nn.initializers.normal(math.sqrt(0.4 / site.key_dim))
-        kernel = self.param("inputs", nn.with_logical_partitioning(
+        kernel = self.param("inputs", matrix(
             small, ("heads", "head_dim", None, "value_dim")), (*shape, 4, site.key_dim))
         apart = lambda a: a.reshape(*a.shape[:2], *shape)
         kernel = kernel.astype(x.dtype)
@@ -57,7 +58,7 @@ class Slstm(NonlinearMixer):
              jnp.einsum("bthk,hkgv->btghv", apart(x), kernel[:, :, 2:])], 2)
         inputs = inputs.reshape(*x.shape[:2], 4, self.width)
         recurrent = self.recurrent(4, True, nn.initializers.zeros_init())
-        bias = wide(self.param("bias", nn.with_logical_partitioning(
+        bias = wide(self.param("bias", free(
             self._bias, (None, "heads", "head_dim")), (4, *shape))).reshape(4, -1)
         lanes, carry = self.see(x, seq, None if state is None else state.carry, shared)
         self.sow("intermediates", "inner", {"core": {"slstm": dict(

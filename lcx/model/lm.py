@@ -19,6 +19,7 @@ from lcx.model.layer import MLPS, LayerState, Period
 from lcx.ops.loss import cross_entropy
 from lcx.sharding import shard
 from lcx.types import wide
+from lcx.weights import free, matrix
 
 _POLICIES = {
     "none": None,
@@ -109,9 +110,9 @@ class LanguageModel(nn.Module):
     def _hidden(self, inputs, seq, state, targets=None):
         init = nn.initializers.normal(1.0 / math.sqrt(self.width))
         shape, names = (self.vocab_size, self.width), ("vocab", "width")
-        table = self.param("embedding", nn.with_logical_partitioning(init, names), shape)
+        table = self.param("embedding", free(init, names), shape)
         head = table if self.tie_embeddings else self.param(
-            "head", nn.with_logical_partitioning(init, names), shape)
+            "head", matrix(init, names), shape)
         table = shard(table, "vocab width")  # before the gather, which would replicate it
         x = self._embedded(table, inputs)
         seqs, reads = self._placed(inputs, seq, state)

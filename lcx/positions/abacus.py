@@ -12,6 +12,7 @@ from lcx import lanes as L
 from lcx.errors import ConfigError
 from lcx.positions import Position
 from lcx.positions.learned import look_up
+from lcx.weights import free
 
 
 class Abacus(Position):
@@ -66,7 +67,7 @@ class Embed(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, seq: L.Sequence, tokens=None) -> jax.Array:
-        init = nn.with_logical_partitioning(nn.initializers.normal(self.scale),
+        init = free(nn.initializers.normal(self.scale),
                                             ("positions", "width"))
         table = self.param("table", init, (self.rows, self.width))
         places(seq, self.axis)

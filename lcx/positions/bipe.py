@@ -12,6 +12,7 @@ from lcx import lanes as L
 from lcx.errors import ConfigError
 from lcx.positions import Position
 from lcx.types import wide
+from lcx.weights import free
 
 
 class Bipe(Position):
@@ -70,7 +71,7 @@ class Embed(nn.Module):
             raise ConfigError(f"bipe needs the tokens, or their places on axis {self.axis} of the "
                               f"ids, which has {seq.ids.shape[-1]}: run it in a model")
         rows = self.train_length if self.rows is None else self.rows
-        init = nn.with_logical_partitioning(nn.initializers.normal(self.scale),
+        init = free(nn.initializers.normal(self.scale),
                                             ("positions", "width"))
         table = self.param("table", init, (rows, self.width))
         place = jnp.clip(seq.ids[..., self.axis], 0, rows - 1).astype(jnp.int32)

@@ -13,6 +13,7 @@ from lcx.lanes import Rotation, Sequence, phase, split_frequency
 from lcx.positions import Position
 from lcx.positions.rope import ladder
 from lcx.types import wide
+from lcx.weights import free
 
 
 class ComplexOrder(Position):
@@ -60,7 +61,7 @@ class Embed(nn.Module):
         init = (lambda key, shape, dtype=jnp.float32: jnp.broadcast_to(start, shape).astype(dtype)
                 ) if by_channel else nn.initializers.normal(1.0)
         names = ("vocab" if by_word else None, "width" if by_channel else None)
-        table = wide(self.param("frequency", nn.with_logical_partitioning(init, names), shape))
+        table = wide(self.param("frequency", free(init, names), shape))
         word = tokens if by_word else jnp.zeros_like(seq.order)
         frequency = table.at[word].get(mode="fill", fill_value=jnp.nan)
         angle = phase(Rotation(split_frequency(frequency)), seq.ids)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from lcx.lanes import Lanes, Pairwise, Sequence, Tile
 from lcx.positions import Position
 from lcx.types import wide
+from lcx.weights import free
 
 
 class Cope(Position):
@@ -31,7 +32,7 @@ class Cope(Position):
 
     @nn.compact
     def lanes(self, x, seq: Sequence, carry: Any) -> tuple[Lanes, Any]:
-        init = nn.with_logical_partitioning(nn.initializers.zeros_init(),
+        init = free(nn.initializers.zeros_init(),
                                             ("head_dim", "positions"))
         table = wide(self.param("table", init, (self.site.key_dim, self.positions)))
         kernel = scaled_bias if self.scaled else bias

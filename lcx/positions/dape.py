@@ -12,6 +12,7 @@ from lcx.errors import ConfigError
 from lcx.lanes import Lanes, LogitMap, Sequence
 from lcx.positions import Position
 from lcx.types import wide
+from lcx.weights import free, matrix
 
 
 class Dape(Position):
@@ -40,10 +41,10 @@ class Dape(Position):
         def layer(name, inputs, outputs, axes):
             init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1))
             shape = (self.kernel, inputs, outputs)
-            return wide(self.param(name, nn.with_logical_partitioning(init, ("kernel", *axes)),
+            return wide(self.param(name, matrix(init, ("kernel", *axes)),
                                    shape))
 
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("rank",))
+        zeros = free(nn.initializers.zeros_init(), ("rank",))
         params = dict(inner=layer("inner", 2 * heads, self.hidden, ("positions", "rank")),
                       offset=wide(self.param("offset", zeros, (self.hidden,))),
                       outer=layer("outer", self.hidden, heads, ("rank", "heads")))

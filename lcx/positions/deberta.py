@@ -12,6 +12,7 @@ from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Pairwise, Sequence, Temperature, Tile
 from lcx.positions import Position
 from lcx.types import wide
+from lcx.weights import free
 
 
 class Deberta(Position):
@@ -35,7 +36,7 @@ class Deberta(Position):
 
     @nn.compact
     def lanes(self, x, seq: Sequence, carry: Any) -> tuple[Lanes, Any]:
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02),
+        init = free(nn.initializers.normal(0.02),
                                             ("positions", "heads", "head_dim"))
         shape = (2 * self.buckets, self.site.num_heads, self.site.key_dim)
         rows = log_bucket(np.arange(self.max_distance + 1), self.buckets, self.max_distance)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from lcx.lanes import Lanes, Rowwise, Sequence
 from lcx.positions import Position
 from lcx.types import wide
+from lcx.weights import free, matrix
 
 
 class Fire(Position):
@@ -32,11 +33,11 @@ class Fire(Position):
     @nn.compact
     def lanes(self, x, seq: Sequence, carry: Any) -> tuple[Lanes, Any]:
         scalar = lambda name, value: wide(self.param(
-            name, nn.with_logical_partitioning(nn.initializers.constant(value), ()), ()))
+            name, free(nn.initializers.constant(value), ()), ()))
         hidden, heads = (self.hidden,), (self.site.num_heads,)
         weights = lambda name, shape, *axes: wide(self.param(
-            name, nn.with_logical_partitioning(nn.initializers.lecun_normal(), axes), shape))
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("rank",))
+            name, matrix(nn.initializers.lecun_normal(), axes), shape))
+        zeros = free(nn.initializers.zeros_init(), ("rank",))
         params = dict(
             c=scalar("c_scale", 0.1), threshold=self.threshold * scalar("threshold_scale", 1.0),
             inner=weights("inner", (1, *hidden), "positions", "rank"),

@@ -13,6 +13,7 @@ from lcx.layers import Dense
 from lcx.positions import Position
 from lcx.positions.learned import look_up
 from lcx.types import wide
+from lcx.weights import free
 
 STEP = 0.01  # of the equation's time per token, in the authors' code
 
@@ -50,7 +51,7 @@ class Embed(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, seq: Sequence, tokens=None) -> jax.Array:
         rows = 8 * self.train_length if self.rows is None else self.rows
-        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("width",))
+        init = free(nn.initializers.normal(1.0), ("width",))
         start = wide(self.param("start", init, (self.width,)))
         xavier = nn.initializers.xavier_normal()
         layer = lambda name: Dense((self.width,), (None,), ("width",), use_bias=True, init=xavier,

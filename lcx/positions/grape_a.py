@@ -14,6 +14,7 @@ from lcx.lanes import Lanes, Pairwise, Sequence, Tile
 from lcx.positions import Position
 from lcx.positions.alibi import slopes
 from lcx.types import wide
+from lcx.weights import free, matrix
 
 
 class GrapeA(Position):
@@ -41,9 +42,9 @@ class GrapeA(Position):
             raise ConfigError(f"grape_a has no gates '{self.gates}'"
                               + did_you_mean(self.gates, sides))
         heads, dim = self.site.num_heads, self.site.key_dim
-        start = nn.with_logical_partitioning(
+        start = free(
             nn.initializers.constant(float(np.log(np.expm1(1.0)))), ("heads",))
-        normal = nn.with_logical_partitioning(nn.initializers.normal(dim ** -0.5),
+        normal = matrix(nn.initializers.normal(dim ** -0.5),
                                               ("heads", "head_dim"))
         rate = self.number("slope") * jax.nn.softplus(wide(self.param("rate", start, (heads,))))
         params = {side: unit(wide(self.param(side, normal, (heads, dim))))

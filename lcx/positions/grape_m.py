@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
 from lcx.lanes import Rotation, Sequence, split_frequency
 from lcx.positions.rope import Rope
 from lcx.types import wide
+from lcx.weights import free
 
 
 class GrapeM(Rope):
@@ -31,6 +31,6 @@ class GrapeM(Rope):
 
     def rotation(self, seq: Sequence) -> Rotation:
         start = lambda key, shape: jnp.asarray(np.log(self.ladder()) * self.scale, jnp.float32)
-        init = nn.with_logical_partitioning(start, ("head_dim",))
+        init = free(start, ("head_dim",))
         frequency = jnp.exp(wide(self.param("log_freq", init, (self.width // 2,))) / self.scale)
         return Rotation(split_frequency(frequency), interleaved=self.interleaved)

@@ -15,6 +15,7 @@ from lcx import lanes as L
 from lcx.layers import Dense
 from lcx.positions.rope import Rope
 from lcx.types import wide, wide_dtype
+from lcx.weights import free
 
 
 @struct.dataclass
@@ -52,7 +53,7 @@ class GrapeMContent(Rope):
     @nn.compact
     def lanes(self, x, seq: L.Sequence, carry: Clock) -> tuple[L.Lanes, Any]:
         start = lambda key, shape: jnp.asarray(np.log(self.ladder()), jnp.float32)
-        init = nn.with_logical_partitioning(start, ("head_dim",))
+        init = free(start, ("head_dim",))
         frequency = jnp.exp(wide(self.param("log_freq", init, (self.width // 2,))))
         slow = nn.initializers.constant(math.log(math.expm1(1e-3)))
         rate = Dense((1,), ("positions",), use_bias=True, init=nn.initializers.zeros_init(),

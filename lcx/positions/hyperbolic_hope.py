@@ -13,6 +13,7 @@ from lcx import lanes as L
 from lcx.errors import ConfigError
 from lcx.positions.rope import Rope
 from lcx.types import wide
+from lcx.weights import free
 
 
 class HyperbolicHope(Rope):
@@ -56,7 +57,7 @@ class HyperbolicHope(Rope):
         if self.learned:
             start = nn.initializers.constant(np.log(np.expm1(self.excess)))
             excess = jax.nn.softplus(wide(self.param(
-                "excess", nn.with_logical_partitioning(start, (None,)), (1,))))
+                "excess", free(start, (None,)), (1,))))
         far, near = excess + theta[0] - theta, excess + theta[0] + theta
         rate = jnp.concatenate([far, near])
         if self.interleaved:

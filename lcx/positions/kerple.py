@@ -12,6 +12,7 @@ from lcx.errors import ConfigError, did_you_mean
 from lcx.lanes import Lanes, LogitMap, Sequence, Toeplitz
 from lcx.positions import Position
 from lcx.types import wide
+from lcx.weights import free
 
 FLOOR = 0.01  # of every parameter, in the authors' code
 
@@ -53,7 +54,7 @@ class Kerple(Position):
         return Lanes(bias=(Toeplitz(params, kernel),), logits=operator), carry
 
     def _number(self, name: str, below: float):
-        init = nn.with_logical_partitioning(nn.initializers.uniform(below), ("heads",))
+        init = free(nn.initializers.uniform(below), ("heads",))
         return wide(self.param(name, init, (self.site.num_heads,)))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from lcx.lanes import Sequence
 from lcx.positions import Position
+from lcx.weights import free
 
 
 class Learned(Position):
@@ -41,7 +42,7 @@ class Embed(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, seq: Sequence, tokens=None) -> jax.Array:
         rows = self.train_length if self.rows is None else self.rows
-        init = nn.with_logical_partitioning(nn.initializers.normal(self.scale),
+        init = free(nn.initializers.normal(self.scale),
                                             ("positions", "width"))
         table = self.param("table", init, (rows, self.width))
         return x + look_up(table, seq).astype(x.dtype)

@@ -11,6 +11,7 @@ from lcx import lanes as L
 from lcx.positions import Position
 from lcx.positions.rope import ladder
 from lcx.types import wide
+from lcx.weights import free
 
 
 class Lrpe(Position):
@@ -34,7 +35,7 @@ class Lrpe(Position):
         shape = (self.site.num_kv_heads, self.site.rotary_dim)
         start = lambda key, shape: jnp.asarray(
             ladder(self.base**2, 2 * shape[0] * shape[1]).reshape(shape), jnp.float32)
-        frequency = wide(self.param("frequency", nn.with_logical_partitioning(
+        frequency = wide(self.param("frequency", free(
             start, ("kv_heads", "head_dim")), shape))
         params = L.split_frequency(frequency)  # [3,N,K]
         return L.Lanes(L.FeatureMap(params, features, features)), carry

@@ -10,6 +10,7 @@ import jax
 from lcx.lanes import Sequence
 from lcx.positions import Position
 from lcx.positions.learned import look_up
+from lcx.weights import free
 
 
 class Multiplicative(Position):
@@ -41,6 +42,6 @@ class Embed(nn.Module):
         rows = self.train_length if self.rows is None else self.rows
         spread = nn.initializers.normal(self.scale)
         around_one = lambda key, shape, dtype=float: 1.0 + spread(key, shape, dtype)
-        init = nn.with_logical_partitioning(around_one, ("positions", "width"))
+        init = free(around_one, ("positions", "width"))
         table = self.param("table", init, (rows, self.width))
         return x * look_up(table, seq).astype(x.dtype)

@@ -14,6 +14,7 @@ from lcx.layers import Dense
 from lcx.ops import conv
 from lcx.positions import Position
 from lcx.types import wide, wide_dtype
+from lcx.weights import matrix
 
 
 class Path(Position):
@@ -51,7 +52,7 @@ class Path(Position):
         vector = wide(vector)
         if self.window is not None:
             init = nn.initializers.normal(1 / math.sqrt(self.window))
-            kernel = self.param("conv", nn.with_logical_partitioning(init, ("kernel", *axes)),
+            kernel = self.param("conv", matrix(init, ("kernel", *axes)),
                                 (self.window, *shape))
             flat, carry = conv.short_conv(vector.reshape(*x.shape[:2], -1),
                                           kernel.reshape(self.window, -1), state=carry,

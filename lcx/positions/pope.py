@@ -11,6 +11,7 @@ import numpy as np
 
 from lcx import lanes as L
 from lcx.positions import Position
+from lcx.weights import free
 
 
 class Pope(Position):
@@ -34,7 +35,7 @@ class Pope(Position):
     @nn.compact
     def lanes(self, x, seq: L.Sequence, carry: Any) -> tuple[L.Lanes, Any]:
         shape = (self.site.num_kv_heads, self.site.rotary_dim)
-        shift = self.param("shift", nn.with_logical_partitioning(
+        shift = self.param("shift", free(
             nn.initializers.zeros_init(), ("kv_heads", "head_dim")), shape)
         params = dict(rotation=L.Rotation(self.number("frequency")), shift=shift)
         return L.Lanes(L.FeatureMap(params, query_features, key_features)), carry

@@ -14,6 +14,7 @@ from lcx.layers import Dense
 from lcx.ops import conv
 from lcx.positions.rope import Rope
 from lcx.types import wide, wide_dtype
+from lcx.weights import matrix
 
 
 @struct.dataclass
@@ -60,7 +61,7 @@ class SelectiveRope(Rope):
         unit *= jnp.minimum(1e6, jnp.sum(unit**2, -1, keepdims=True) ** -0.5)
         down = Dense((self.rank,), ("rank",), ("head_dim",), name="down")(unit)
         angle = Dense((pairs,), ("head_dim",), ("rank",), name="up")(down)
-        kernel = self.param("conv", nn.with_logical_partitioning(
+        kernel = self.param("conv", matrix(
             nn.initializers.normal(self.window ** -0.5), ("kernel", "kv_heads", "head_dim")),
             (self.window, heads, pairs))
         angle, tail = conv.short_conv(angle.reshape(*x.shape[:2], -1),

@@ -11,6 +11,7 @@ from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Pairwise, Sequence, Tile, ValueTable
 from lcx.positions import Position
 from lcx.types import wide
+from lcx.weights import free
 
 
 class Shaw(Position):
@@ -36,7 +37,7 @@ class Shaw(Position):
         rows = self.clip + 1 if self.site.causal else 2 * self.clip + 1
 
         def table(name, size):
-            init = nn.with_logical_partitioning(nn.initializers.xavier_uniform(),
+            init = free(nn.initializers.xavier_uniform(),
                                                 ("positions", "head_dim"))
             return wide(self.param(name, init, (rows, size)))
 

@@ -11,6 +11,7 @@ from lcx.lanes import Lanes, Sequence, Temperature
 from lcx.positions import Position
 from lcx.positions.log_n import keys_seen
 from lcx.types import wide
+from lcx.weights import free
 
 
 class SsMax(Position):
@@ -30,7 +31,7 @@ class SsMax(Position):
     @nn.compact
     def lanes(self, x, seq: Sequence, carry: Any) -> tuple[Lanes, Any]:
         heads = (self.site.num_heads,)
-        make = lambda name, value: wide(self.param(name, nn.with_logical_partitioning(
+        make = lambda name, value: wide(self.param(name, free(
             nn.initializers.constant(value), ("heads",)), heads))
         factor = make("scale", self.start) * jnp.log(keys_seen(seq, self.site.causal))[..., None]
         if self.bias:

@@ -12,6 +12,7 @@ from lcx.errors import ConfigError
 from lcx.lanes import EventuallyConstant, Lanes, Sequence
 from lcx.positions import Position
 from lcx.types import wide
+from lcx.weights import free
 
 
 class T5Bias(Position):
@@ -32,7 +33,7 @@ class T5Bias(Position):
     @nn.compact
     def lanes(self, x, seq: Sequence, carry: Any) -> tuple[Lanes, Any]:
         causal, heads = self.site.causal, self.site.num_heads
-        init = nn.with_logical_partitioning(
+        init = free(
             nn.initializers.normal(self.site.width ** -0.5), ("buckets", "heads"))
         table = wide(self.param("table", init, (self.num_buckets, heads)))
         one_side = bucket_of(self.num_buckets // (1 if causal else 2), self.max_distance)

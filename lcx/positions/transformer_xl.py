@@ -12,6 +12,7 @@ from lcx import lanes as L
 from lcx.positions import Position
 from lcx.positions.rope import ladder
 from lcx.types import wide
+from lcx.weights import free, matrix
 
 
 class TransformerXl(Position):
@@ -39,8 +40,8 @@ class TransformerXl(Position):
     def terms(self) -> dict[str, Any]:
         """What `bias` reads; called from the one compact method."""
         heads, dim, width = self.site.num_heads, self.site.key_dim, self.site.width // 2 * 2
-        small = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("heads", "head_dim"))
-        project = nn.with_logical_partitioning(nn.initializers.normal(width ** -0.5),
+        small = free(nn.initializers.normal(0.02), ("heads", "head_dim"))
+        project = matrix(nn.initializers.normal(width ** -0.5),
                                                ("width", "heads", "head_dim"))
         return dict(rotation=L.Rotation(self.number("frequency")),
                     content=wide(self.param("content", small, (heads, dim))),

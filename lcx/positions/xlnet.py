@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from lcx import lanes as L
 from lcx.positions import transformer_xl
 from lcx.types import wide
+from lcx.weights import free
 
 
 class Xlnet(transformer_xl.TransformerXl):
@@ -25,8 +26,8 @@ class Xlnet(transformer_xl.TransformerXl):
     def lanes(self, x, seq: L.Sequence, carry: Any) -> tuple[L.Lanes, Any]:
         shape, axes = (self.site.num_heads, self.site.key_dim), ("heads", "head_dim")
         normal = nn.initializers.normal(0.02)
-        own = nn.with_logical_partitioning(normal, axes)
-        kinds = nn.with_logical_partitioning(normal, ("positions", *axes))
+        own = free(normal, axes)
+        kinds = free(normal, ("positions", *axes))
         params = dict(self.terms(), segment=wide(self.param("segment", own, shape)),
                       kinds=wide(self.param("kinds", kinds, (2, *shape))))
         return L.Lanes(bias=(L.Pairwise(params, bias, axes=2),)), carry

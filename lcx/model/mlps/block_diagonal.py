@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lcx.errors import ConfigError
+from lcx.weights import free, matrix
 
 
 class BlockDiagonal(nn.Module):
@@ -32,13 +33,13 @@ class BlockDiagonal(nn.Module):
         first, second = jnp.split(self._map("in", x, 2 * hidden, 1.0, ("width", "mlp")), 2, -1)
         y = self._map("out", nn.gelu(first, approximate=False) * second, self.width,
                       self.output_scale, ("mlp", "width"))
-        bias = self.param("bias", nn.with_logical_partitioning(
+        bias = self.param("bias", free(
             nn.initializers.zeros_init(), ("width",)), (self.width,))
         return y + bias.astype(x.dtype)
 
     def _map(self, name: str, x: jax.Array, outputs: int, scale: float, axes) -> jax.Array:
         blocks, inputs = self.num_blocks, x.shape[-1] // self.num_blocks
-        kernel = self.param(f"{name}_kernel", nn.with_logical_partitioning(
+        kernel = self.param(f"{name}_kernel", matrix(
             nn.initializers.normal(scale * inputs**-0.5), (None, *axes)),
             (blocks, inputs, outputs // blocks))
         y = jnp.einsum("btni,nio->btno", x.reshape(*x.shape[:-1], blocks, inputs),

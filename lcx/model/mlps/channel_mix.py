@@ -15,6 +15,7 @@ from lcx.layers import Dense, token_before
 from lcx.model.mlps import StreamedMlp
 from lcx.ops import conv
 from lcx.types import wide
+from lcx.weights import free
 
 
 class ChannelMix(StreamedMlp):
@@ -42,7 +43,7 @@ class ChannelMix(StreamedMlp):
     def __call__(self, x: jax.Array, seq: Sequence, state: Any = None) -> tuple[jax.Array, Any]:
         hidden, zeros = self.hidden or 4 * self.width, nn.initializers.zeros_init()
         before, state = token_before(x, seq, state)
-        blend = wide(self.param("blend_scale", nn.with_logical_partitioning(
+        blend = wide(self.param("blend_scale", free(
             self._blend, (None, "width")), (1 + self.gated, self.width)))
         moved = [(x + (before - x) * mu).astype(x.dtype) for mu in blend]
         key = Dense((hidden,), ("mlp",), init=self._key, name="key")(moved[0])

@@ -11,6 +11,7 @@ from lcx.layers import Dense
 from lcx.model.mlps.gated import Gated
 from lcx.sharding import over_experts
 from lcx.types import wide
+from lcx.weights import matrix
 
 
 class Moe(nn.Module):
@@ -50,7 +51,7 @@ class Moe(nn.Module):
             gate = gate / jnp.sum(gate, -1, keepdims=True)
         self._tell(probability, choice)
         weight = lambda name, scale, shape, names: self.param(
-            name, nn.with_logical_partitioning(nn.initializers.normal(scale), names), shape)
+            name, matrix(nn.initializers.normal(scale), names), shape)
         into = weight("experts_in", width**-0.5, (experts, width, 2, hidden),
                       ("expert", "width", None, "mlp"))
         out_of = weight("experts_out", self.output_scale * hidden**-0.5, (experts, hidden, width),
