@@ -99,9 +99,11 @@ class Work:
     def record(self, share: int) -> None:
         """Run one share of the suite on the tree as it is, from where an earlier run was stopped.
         """
-        self.pytest(self.args.tests, self.left(), dict(
+        code, words = self.pytest(self.args.tests, self.left(), dict(
             record=str(self.state / f"record-{share}-of-{self.args.jobs}.jsonl"), calls=True,
             share=[share, self.args.jobs]))
+        if code not in (0, 1, 5):
+            raise SystemExit(f"the suite does not run on the tree as it is: {words}")
 
     @functools.cached_property
     def sound(self) -> list[dict]:
@@ -151,15 +153,15 @@ class Work:
                   f"({line['seconds']} s)", flush=True)
 
     def callers(self, function: str) -> list[str]:
-        """Tests that call a function, quick and various ones first."""
+        """Tests that call a function, quick and various ones first; all tests where none does,
+        as of a function that only a process of its own or an import calls."""
         with self.lock:
             records = self.sound
         found, seen = [], {}
-        for record in records:
-            if function in record["functions"]:
-                case = record["test"].split("[")[0]
-                seen[case] = seen.get(case, 0) + 1  # the tenth case of one test says little more
-                found.append((record["seconds"] * seen[case], record["test"]))
+        for record in [r for r in records if function in r["functions"]] or records:
+            case = record["test"].split("[")[0]
+            seen[case] = seen.get(case, 0) + 1  # the tenth case of one test says little more
+            found.append((record["seconds"] * seen[case], record["test"]))
         return [name for _, name in sorted(found)]
 
     def try_tests(self, names: list[str], seconds: float) -> tuple[bool, str, list[str]]:

@@ -40,8 +40,9 @@ def test_documents_reach_every_piece_and_bucket(spec, x64):
             assert not missing, LONGER + f"where rows {missing} are never read"
 
 
-WITH_BIAS = [spec for spec in specs(positions.PACKAGE) if set(kind(spec["name"])[0]) & {
-    "Toeplitz", "EventuallyConstant", "Rowwise", "Pairwise"}]
+# A row bias interpolates: its numbers are of functions (FIRE's units), not rows of a table.
+WITH_BIAS = [spec for spec in specs(positions.PACKAGE)
+             if set(kind(spec["name"])[0]) & {"Toeplitz", "EventuallyConstant", "Pairwise"}]
 
 
 @pytest.mark.parametrize("spec", WITH_BIAS, ids=name_of)
@@ -49,6 +50,7 @@ def test_documents_reach_every_number_of_a_bias(spec, x64):
     """No row of a table is read at larger distances only, by a bias of ids or of counts."""
     said = speak(spec)
     for lane in said.lanes.bias:
+        assert isinstance(lane, (L.Pairwise, L.Toeplitz))
         near, far = (_read(lane, length, said.scheme.site) for length in (FARTHEST + 1, 150))
         for path, leaf in jax.tree_util.tree_leaves_with_path(far):
             missing = np.argwhere(np.asarray(leaf) & ~np.asarray(at(near, path)))
@@ -69,8 +71,6 @@ def _read(lane, length, site):
             places = jnp.repeat(ids[None, :, None], lane.axes, -1)
             full = L.Tile(query, key, jnp.asarray(past)[None], places, places, 0.5, extras, extras)
             bias = jnp.moveaxis(lane.kernel(params, full)[0], 0, -1)
-        elif isinstance(lane, L.Rowwise):
-            bias = lane.kernel(params, distance, ids[:, None])
         else:
             bias = lane.kernel(params, distance)
         bias = jnp.broadcast_to(bias, (length, length, bias.shape[-1]))
