@@ -186,7 +186,8 @@ class Work:
     def pytest(self, options: list[str], seconds: float, told: dict) -> tuple[int | None, str]:
         """Exit code (None: hung) and last line of pytest in this thread's tree."""
         environment = dict(
-            os.environ, PYTHONPATH=str(self.tree()), LCX_MUTATION=json.dumps(told),
+            os.environ, LCX_MUTATION=json.dumps(told), PYTHONPATH=os.pathsep.join(
+                [str(self.tree()), *filter(None, [os.environ.get("PYTHONPATH")])]),
             JAX_COMPILATION_CACHE_DIR=str(self.state / "programs"),
             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.02")
         command = [sys.executable, "-m", "pytest", "-p", "tests.mutation.watch", "-p",
