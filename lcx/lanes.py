@@ -210,7 +210,10 @@ class Tile:
 
 @struct.dataclass
 class Temperature:
-    """A positive factor of the query-key product, never of a bias: factor [B,T,1] or [B,T,H]."""
+    """A factor of the query-key product, never of a bias: factor [B,T,1] or [B,T,H].
+
+    Positive where a query may choose; ln n is 0 for the first token, which sees itself alone.
+    """
 
     factor: jax.Array
 

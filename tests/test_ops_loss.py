@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lcx.ops.loss import cross_entropy
+from lcx.ops.loss.cross_entropy import LOGITS_AT_ONCE
 
 B, T, D, V = 2, 7, 5, 11
 CHUNKS = [None, 1, 3, 7, 100]
@@ -50,6 +51,19 @@ def test_values_and_gradients_in_float64(chunk, softcap, x64):
     for got, want in zip(run(*x, chunk=chunk, logit_softcap=softcap), twin(*x, softcap)):
         assert got.dtype == jnp.float64
         np.testing.assert_allclose(got, want, atol=1e-12)
+
+
+def test_logits_are_cut_only_where_they_are_many(monkeypatch):
+    """By default as many tokens at once as the bound allows, at least one."""
+    hidden, table, targets, _ = draw()
+    traced = lambda: jax.make_jaxpr(lambda *x: cross_entropy(*x))(hidden, table, targets)
+    steps = lambda: str(traced()).count("length=7")  # of a scan
+    assert steps() == 0
+    backend = jax.default_backend()
+    monkeypatch.setitem(LOGITS_AT_ONCE, backend, B * V * 2 - 1)  # one token of each row
+    assert steps() == 1
+    monkeypatch.setitem(LOGITS_AT_ONCE, backend, 1)
+    assert steps() == 1
 
 
 @pytest.mark.parametrize("chunk", [None, 3])

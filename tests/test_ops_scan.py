@@ -148,3 +148,7 @@ def test_errors_say_what_to_do():
         call(x | dict(rotation=x["rotation"][..., :1]))
     with pytest.raises(ValueError, match="must be bool"):
         call(x | dict(start=np.zeros((B, T))))
+    with pytest.raises(ValueError, match=r"must be \[B,T,...,D\]"):
+        call(x | dict(log_decay=x["log_decay"][0]))
+    with pytest.raises(ValueError, match=r"must be \[B,T,...,D\]"):
+        call(dict(value=np.zeros((B, T)), log_decay=np.zeros((B, T))))

@@ -60,7 +60,7 @@ class Linformer(Mixer):
     paper: ClassVar[str] = "arXiv:2006.04768"
     forms: ClassVar[tuple[str, ...]] = (CHUNKED, STEP)
     examples: ClassVar[tuple[dict, ...]] = (
-        dict(rank=6, max_length=32), dict(num_heads=2, rank=5, max_length=24, share=True))
+        dict(rank=6, max_length=32), dict(num_heads=2, rank=5, max_length=30, share=True))
     supports = {
         **dict.fromkeys((L.Rotation, L.ContentRotation, L.FeatureMap, L.Diagonal, L.Temperature,
                          L.ValueRotation), _ALL),

@@ -36,6 +36,7 @@ class Abacus(Position):
     paper: ClassVar[str] = "arXiv:2405.17399"
     relative: ClassVar[bool] = False
     examples: ClassVar[tuple[dict, ...]] = (dict(axis=0), dict(axis=0, max_offset=5))
+    represents: ClassVar[bool] = True
 
     def init_read(self, batch: int) -> Any:
         return L.nothing_seen(batch, axes=0), jnp.zeros((batch,), jnp.int32)

@@ -29,6 +29,7 @@ class Alibi(Position):
 
     structure: ClassVar[str] = "SEP"
     paper: ClassVar[str] = "arXiv:2108.12409"
+    represents: ClassVar[bool] = True
 
     def numbers(self) -> dict[str, np.ndarray]:
         return {"slope": self.factor * slopes(self.site.num_heads)}

@@ -35,6 +35,7 @@ class Bipe(Position):
     paper: ClassVar[str] = "arXiv:2401.16421"
     relative: ClassVar[bool] = False
     examples: ClassVar[tuple[dict, ...]] = (dict(axis=0), dict(axis=0, rows=3))
+    represents: ClassVar[bool] = True
 
     def init_read(self, batch: int) -> Any:
         zero = jnp.zeros((batch,), jnp.int32)

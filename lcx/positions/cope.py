@@ -27,8 +27,10 @@ class Cope(Position):
     scaled: bool = True
 
     structure: ClassVar[str] = "PAIR"
-    examples: ClassVar[tuple[dict, ...]] = ({}, dict(positions=6, scaled=False))
+    examples: ClassVar[tuple[dict, ...]] = (
+        dict(positions=6), dict(positions=8, scaled=False))
     paper: ClassVar[str] = "arXiv:2405.18719"
+    represents: ClassVar[bool] = True
 
     @nn.compact
     def lanes(self, x, seq: Sequence, carry: Any) -> tuple[Lanes, Any]:

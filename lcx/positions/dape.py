@@ -31,6 +31,7 @@ class Dape(Position):
     structure: ClassVar[str] = "PAIR"
     paper: ClassVar[str] = "arXiv:2405.14722"
     examples: ClassVar[tuple[dict, ...]] = (dict(hidden=8), dict(hidden=8, kernel=3))
+    represents: ClassVar[bool] = True
 
     @nn.compact
     def lanes(self, x, seq: Sequence, carry: Any) -> tuple[Lanes, Any]:

@@ -35,6 +35,7 @@ class Dca(Rope):
     structure: ClassVar[str] = "PW"
     paper: ClassVar[str] = "arXiv:2402.17463"
     examples: ClassVar[tuple[dict, ...]] = (dict(chunk=9, local=2), dict(gain=0.05, factor=2.0))
+    represents: ClassVar[bool] = True
 
     @property
     def relative(self) -> int:

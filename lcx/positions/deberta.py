@@ -33,6 +33,7 @@ class Deberta(Position):
     paper: ClassVar[str] = "arXiv:2006.03654"
     examples: ClassVar[tuple[dict, ...]] = (dict(buckets=8, max_distance=16),
                                             dict(buckets=8, max_distance=16, paper_index=True))
+    represents: ClassVar[bool] = True
 
     @nn.compact
     def lanes(self, x, seq: Sequence, carry: Any) -> tuple[Lanes, Any]:

@@ -29,6 +29,7 @@ class Fire(Position):
     paper: ClassVar[str] = "arXiv:2310.04418"
     relative: ClassVar[bool] = False
     examples: ClassVar[tuple[dict, ...]] = (dict(threshold=4.0),)
+    represents: ClassVar[bool] = True
 
     @nn.compact
     def lanes(self, x, seq: Sequence, carry: Any) -> tuple[Lanes, Any]:

@@ -29,6 +29,7 @@ class Fox(Position):
     paper: ClassVar[str] = "arXiv:2503.02130"
     content: ClassVar[bool] = True
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(times=(2.0, 64.0)))
+    represents: ClassVar[bool] = True
 
     def init_carry(self, batch: int) -> L.Last:
         return L.nothing_seen(batch)

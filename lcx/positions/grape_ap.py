@@ -32,6 +32,7 @@ class GrapeAp(Position):
     paper: ClassVar[str] = "arXiv:2512.07805"
     relative: ClassVar[bool] = False
     content: ClassVar[bool] = True
+    represents: ClassVar[bool] = True
 
     def numbers(self) -> dict[str, np.ndarray]:
         return {"slope": slopes(self.site.num_heads)}

@@ -37,6 +37,7 @@ class Kerple(Position):
     paper: ClassVar[str] = "arXiv:2205.09921"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(variant="power"),
                                             dict(variant="power", factor=True))
+    represents: ClassVar[bool] = True
 
     @nn.compact
     def lanes(self, x, seq: Sequence, carry: Any) -> tuple[Lanes, Any]:

@@ -29,6 +29,7 @@ class Learned(Position):
     paper: ClassVar[str] = "arXiv:1810.04805"
     relative: ClassVar[bool] = False
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(rows=100, scale=0.1))
+    represents: ClassVar[bool] = True
 
 
 class Embed(nn.Module):

@@ -29,6 +29,7 @@ class LogN(Position):
 
     examples: ClassVar[tuple[dict, ...]] = (dict(original_length=4), dict(trained=True))
     paper: ClassVar[str] = "https://kexue.fm/archives/8823"
+    represents: ClassVar[bool] = True
 
     def numbers(self) -> dict[str, np.ndarray]:
         original = self.original_length or self.site.train_length

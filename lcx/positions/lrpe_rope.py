@@ -26,6 +26,7 @@ class LrpeRope(Rope):
 
     paper: ClassVar[str] = "arXiv:2307.09270"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(fraction=0.5, interleaved=False))
+    represents: ClassVar[bool] = True
 
     def ladder(self) -> np.ndarray:
         """Of all heads, one after another [N P]."""

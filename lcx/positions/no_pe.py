@@ -11,3 +11,4 @@ class NoPe(Position):
     """No position (arXiv:2305.19466): the identity of every lane."""
 
     paper: ClassVar[str] = "arXiv:2305.19466"
+    represents: ClassVar[bool] = True

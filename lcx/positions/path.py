@@ -33,6 +33,7 @@ class Path(Position):
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(rank=None, window=None))
     paper: ClassVar[str] = "arXiv:2505.16381"
     content: ClassVar[bool] = True
+    represents: ClassVar[bool] = True
 
     def init_carry(self, batch: int) -> Any:
         """The convolution's tail."""

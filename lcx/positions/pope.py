@@ -27,6 +27,7 @@ class Pope(Position):
 
     structure: ClassVar[str] = "FIN"
     paper: ClassVar[str] = "arXiv:2509.10534"
+    represents: ClassVar[bool] = True
 
     def numbers(self) -> dict[str, np.ndarray]:
         dim = self.site.rotary_dim

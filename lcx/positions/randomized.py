@@ -27,6 +27,7 @@ class Randomized(Position):
 
     paper: ClassVar[str] = "arXiv:2305.16843"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(evaluation="expected"))
+    represents: ClassVar[bool] = True
 
     def remap(self, seq: Sequence, key=None) -> Sequence:
         total = self.max_length or 8 * self.site.train_length

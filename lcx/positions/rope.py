@@ -27,6 +27,7 @@ class Rope(Position):
     structure: ClassVar[str] = "GRP"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(interleaved=True), dict(fraction=0.5))
     paper: ClassVar[str] = "arXiv:2104.09864"
+    represents: ClassVar[bool] = True
 
     @property
     def width(self) -> int:

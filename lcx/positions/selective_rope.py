@@ -43,6 +43,7 @@ class SelectiveRope(Rope):
     paper: ClassVar[str] = "arXiv:2511.17388"
     content: ClassVar[bool] = True
     examples: ClassVar[tuple[dict, ...]] = (dict(base=10000.0),)
+    represents: ClassVar[bool] = True
 
     def numbers(self) -> dict[str, np.ndarray]:
         return {"rate": self.ladder()}

@@ -35,6 +35,7 @@ class StreamingSinks(Rope):
     relative: ClassVar[bool] = False  # the sinks are the ids 0, 1, ...
     paper: ClassVar[str] = "arXiv:2309.17453"
     examples: ClassVar[tuple[dict, ...]] = (dict(sinks=2, recent=5),)
+    represents: ClassVar[bool] = True
 
     def numbers(self) -> dict[str, np.ndarray]:
         recent = self.site.train_length - self.sinks if self.recent is None else self.recent

@@ -27,8 +27,10 @@ class T5Bias(Position):
     max_distance: int = 128
 
     structure: ClassVar[str] = "EVC"
-    examples: ClassVar[tuple[dict, ...]] = ({}, dict(num_buckets=8, max_distance=10))
+    examples: ClassVar[tuple[dict, ...]] = (dict(num_buckets=8, max_distance=10),
+                                            dict(num_buckets=12, max_distance=20))
     paper: ClassVar[str] = "arXiv:1910.10683"
+    represents: ClassVar[bool] = True
 
     @nn.compact
     def lanes(self, x, seq: Sequence, carry: Any) -> tuple[Lanes, Any]:

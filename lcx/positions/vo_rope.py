@@ -22,6 +22,7 @@ class VoRope(Rope):
 
     paper: ClassVar[str] = "https://kexue.fm/archives/10862"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(both=True))
+    represents: ClassVar[bool] = True
 
     @property
     def width(self) -> int:

@@ -27,6 +27,7 @@ class Wall(Position):
     structure: ClassVar[str] = "PATH"
     paper: ClassVar[str] = "https://github.com/fla-org/flash-linear-attention"
     content: ClassVar[bool] = True
+    represents: ClassVar[bool] = True
 
     def init_carry(self, batch: int) -> L.Last:
         return L.nothing_seen(batch)

@@ -29,6 +29,7 @@ class Xpos(Rope):
 
     paper: ClassVar[str] = "arXiv:2212.10554"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(interleaved=False, scale=16.0))
+    represents: ClassVar[bool] = True
 
     def numbers(self) -> dict[str, np.ndarray]:
         pairs = self.width // 2

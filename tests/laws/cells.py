@@ -13,10 +13,12 @@ from lcx import lookup, mixers, positions
 from lcx.mixers import matrix
 from lcx.positions import listing
 
-WIDTH, LENGTH, TRAIN_LENGTH, BATCH = 32, 24, 16, 2
-# Lengths repeat, so that each is compiled once.
-DOCUMENTS = ((0, 9), (9, 18), (18, 24))  # the packed row
-PIECES = ((0, 7), (7, 8), (8, 15), (15, 16), (16, 23), (23, 24))  # uneven, across documents
+WIDTH, LENGTH, TRAIN_LENGTH, BATCH = 32, 29, 16, 2
+# The packed row: a document of one token; one that is longer than every window, near piece and
+# bucket of every example (test_reach.py holds that); one that begins inside a later chunk.
+DOCUMENTS = ((0, 1), (1, 22), (22, 29))
+# A piece ends where a document does, and one goes across. Lengths repeat: each is compiled once.
+PIECES = ((0, 1), (1, 8), (8, 15), (15, 16), (16, 23), *((n, n + 1) for n in range(23, LENGTH)))
 
 # Compositions that published models use, and one in which a basis meets a bias of raw keys, beside
 # the single schemes that enrol themselves.
@@ -89,22 +91,22 @@ BIASES = ("Separable", "EventuallyConstant", "Toeplitz", "Rowwise", "Pairwise", 
 
 
 def plain(mixer) -> list[str]:
-    """A rotation and a gate, as far as the mixer honours them: the lanes of a bounded state."""
-    return _honoured(mixer, ("Rotation", "Separable")) or ["no_pe"]
+    """A rotation and gates, as far as the mixer honours them: the lanes of a bounded state."""
+    return [*_honoured(mixer, "Rotation"), *_honoured(mixer, "Separable")] or ["no_pe"]
 
 
 def together(mixer) -> list[list[str]]:
     """Every structural class that the mixer honours, in as few cells as hold them: each transport
     in a stack of its own, all biases and the temperature beside the first."""
-    transports = _honoured(mixer, TRANSPORTS)
-    biases = _honoured(mixer, BIASES)
+    transports = [name for lane in TRANSPORTS for name in _honoured(mixer, lane)[:1]]
+    biases = [name for lane in BIASES for name in _honoured(mixer, lane)]
     stacks = [[*transports[:1], *biases], *([name] for name in transports[1:])]
     return [stack for stack in stacks if stack]
 
 
-def _honoured(mixer, lanes) -> list[str]:
-    """The shortest-named scheme of each lane alone, where the mixer takes it."""
-    names = [_representatives().get((lane,)) for lane in lanes]
+def _honoured(mixer, lane) -> list[str]:
+    """The representatives of a lane alone that the mixer takes, what reads the content first."""
+    names = [_representatives().get(((lane,), content)) for content in (True, False)]
     return [name for name in names
             if name and record({"name": name}, mixer)["status"] in ("native", "partial")]
 
@@ -127,7 +129,8 @@ def _leaders() -> dict[str, int]:
 
 def rings() -> list[str]:
     """The representatives whose far pairs a recurrence keeps in one state."""
-    return [_representatives()[lane,] for lane in ("Piecewise", "EventuallyConstant", "Toeplitz")]
+    return [_representatives()[(lane,), False]
+            for lane in ("Piecewise", "EventuallyConstant", "Toeplitz")]
 
 
 def in_layers(name: str) -> bool:
@@ -137,18 +140,25 @@ def in_layers(name: str) -> bool:
 
 
 def represents(position) -> bool:
-    """Whether a scheme stands for all that speak in the same lanes: the one with the shortest
-    name, in its first example."""
+    """Whether a scheme stands for all that speak in the same lanes, in its first example."""
     if isinstance(position, list) or not _first(positions.PACKAGE, position):
         return False
-    return position["name"] in _representatives().values()
+    return flagged(position["name"])
+
+
+def flagged(name: str) -> bool:
+    """Whether a scheme's own class, not one that it inherits from, says that it represents."""
+    return vars(lookup.find(positions.PACKAGE, name)).get("represents", False)
+
+
+def kind(name: str) -> tuple[tuple[str, ...], bool]:
+    """What a scheme speaks in: the names of its lanes, and whether they read the content."""
+    return tuple(listing.record(name)["lanes"]), lookup.find(positions.PACKAGE, name).content
 
 
 @functools.cache
-def _representatives() -> dict[tuple[str, ...], str]:
-    kinds = {name: tuple(listing.record(name)["lanes"]) for name in lookup.names(positions.PACKAGE)}
-    return {kind: min((n for n in kinds if kinds[n] == kind), key=lambda n: (len(n), n))
-            for kind in kinds.values()}
+def _representatives() -> dict[tuple[tuple[str, ...], bool], str]:
+    return {kind(name): name for name in lookup.names(positions.PACKAGE) if flagged(name)}
 
 
 _RECORDS = {}
@@ -193,7 +203,8 @@ def axes_of(position_name: str) -> int:
 
 
 def sequences(position) -> tuple[L.Sequence, L.Sequence, list[L.Sequence]]:
-    """One document of the whole length, the packed row, and its documents on their own."""
+    """One document of the whole length, the packed row, and its documents on their own: the first
+    two without segments, the last with."""
     segment = np.concatenate([np.full(b - a, n + 1) for n, (a, b) in enumerate(DOCUMENTS)])
     axes = max(axes_of(part["name"]) for part in positions.parts(position))
 
@@ -205,7 +216,8 @@ def sequences(position) -> tuple[L.Sequence, L.Sequence, list[L.Sequence]]:
     told = LENGTH
     whole = L.sequence(1, LENGTH, ids=ids(np.arange(LENGTH)), told_length=told)
     packed = L.sequence(1, LENGTH, segment=segment[None], ids=ids(packed_index), told_length=told)
-    alone = [L.sequence(1, b - a, ids=ids(np.arange(b - a)), told_length=told)
+    alone = [L.sequence(1, b - a, ids=ids(np.arange(b - a)), told_length=told,
+                        segment=np.ones((1, b - a), int) if (a, b) == DOCUMENTS[-1] else None)
              for a, b in DOCUMENTS]
     return whole, packed, alone
 
@@ -222,7 +234,11 @@ def variables(block: Block, seq: L.Sequence, x=None):
     most of the suite's time.
     """
     x = inputs() if x is None else x
-    init = lambda: nn.unbox(block.init(jax.random.key(1), x, seq))
+    return drawn(lambda: nn.unbox(block.init(jax.random.key(1), x, seq)))
+
+
+def drawn(init):
+    """The variables that init() would give, with parameters drawn at random."""
     shapes = jax.eval_shape(init)
     random = np.random.default_rng(2)
 
@@ -231,17 +247,21 @@ def variables(block: Block, seq: L.Sequence, x=None):
         around = 1.0 if "scale" in jax.tree_util.keystr(path) else 0.0
         return jnp.asarray(around + random.normal(size=leaf.shape) / np.sqrt(fan_in), leaf.dtype)
 
-    found = {"params": jax.tree_util.tree_map_with_path(draw, shapes["params"])}
+    found = {"params": jax.tree_util.tree_map_with_path(draw, shapes.get("params", {}))}
     if "numbers" in shapes:
         found["numbers"] = jax.jit(lambda: init()["numbers"])()
     return found
 
 
-def stream(block: Block, found, x, seq, pieces=PIECES):
-    """The outputs of a request that arrives in pieces."""
-    state = jax.jit(lambda: block.make(parent=None).init_state(BATCH, LENGTH, x.dtype))()
-    apply, outputs = jax.jit(block.apply), []
-    for a, b in pieces:
-        y, state = apply(found, x[:, a:b], seq[a:b], state)
-        outputs.append(y)
-    return jnp.concatenate(outputs, 1)
+def stream(block: Block, found, *requests, pieces=PIECES) -> list:
+    """The outputs of requests (x, seq), each to a fresh state: the first arrives in pieces, a
+    further one, as long as a piece, at once."""
+    empty = jax.jit(lambda: block.make(parent=None).init_state(BATCH, LENGTH))()
+    apply, answers = jax.jit(block.apply), []
+    for number, (x, seq) in enumerate(requests):
+        state, outputs = empty, []
+        for a, b in pieces if number == 0 else [(0, x.shape[1])]:
+            y, state = apply(found, x[:, a:b], seq[a:b], state)
+            outputs.append(y)
+        answers.append(jnp.concatenate(outputs, 1))
+    return answers

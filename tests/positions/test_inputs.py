@@ -9,7 +9,7 @@ from scipy.linalg import expm
 from lcx import lanes as L
 from lcx import positions
 from lcx.errors import ConfigError
-from lcx.positions import floater, pose
+from lcx.positions import floater, pose, shape
 from tests.positions.speaking import WIDTH, embed, site, theta, vectors
 
 PACKED = np.array([[1] * 5 + [2] * 9 + [1] * 6, [3] * 20])
@@ -169,6 +169,13 @@ def test_shape_shifts_each_document_by_one_draw():
     late = remap(dict(name="shape", evaluation_shift=500), seq)
     np.testing.assert_array_equal(late.ids, seq.ids + 500)
     np.testing.assert_array_equal(late.index, seq.index)
+
+
+def test_a_document_takes_the_draw_of_its_first_slot():
+    drawn = jnp.arange(40).reshape(2, 20)
+    found = shape.of_document(L.sequence(2, 20, segment=PACKED), drawn)
+    for row, a, b in RUNS:
+        assert (np.asarray(found[row, a:b]) == 20 * row + a).all()
 
 
 def test_shape_leaves_inner_products_of_sinusoids_alone():

@@ -7,6 +7,7 @@ import pytest
 
 from lcx import lanes as L
 from lcx import mixers
+from lcx.errors import ConfigError
 from lcx.positions import deberta, fire
 from lcx.positions.alibi import slopes
 from tests.positions.speaking import WIDTH, softmax, speak, vectors, weights
@@ -90,6 +91,12 @@ def test_deberta_buckets():
     distance = np.array([0, 1, 128, 130, 200, 256, 400, 511, 512])
     assert deberta.log_bucket(distance, 256, 512).tolist() == [
         0, 1, 128, 130, 169, 192, 233, 255, 256]
+
+
+def test_deberta_buckets_need_a_far_part():
+    assert deberta.log_bucket(np.arange(6), 8, 6).tolist() == [0, 1, 2, 3, 4, 7]
+    with pytest.raises(ConfigError, match="max_distance > 5"):  # its logarithm would be 0 / 0
+        deberta.log_bucket(np.arange(6), 8, 5)
 
 
 @pytest.mark.parametrize("paper", [False, True])

@@ -248,6 +248,16 @@ def test_fope_mixes_the_frequencies_that_training_saw(x64):
     np.testing.assert_allclose(got, softmax(score * DIM**-0.5), atol=1e-6)  # float32 mixtures
 
 
+def test_fope_has_no_mixture_of_a_frequency_that_is_not_there():
+    """Four kept, three mixtures: every second frequency, and the third place is past the last."""
+    base = (16 / (2 * np.pi)) ** (6 / 3.5)  # of 6 pairs 4 complete a turn within 16 tokens
+    scheme = make(dict(name="fope", gain=0.0, base=base), dim=12)
+    mixture = scheme.numbers()["mixture"]
+    wanted = np.zeros((4, 3))
+    wanted[0, 0] = wanted[2, 1] = 1
+    np.testing.assert_array_equal(mixture, np.broadcast_to(wanted, mixture.shape))
+
+
 def test_vo_rope_turns_what_is_read(x64):
     """o_i = sum_j w_ij R_{j-i} v_j, with the mixer's own weights and values."""
     mixer = mixers.make(dict(name="attention", num_heads=2), width=16, train_length=T,

@@ -91,9 +91,12 @@ def pair_weights(inner, lanes, seq, b, h, heads) -> np.ndarray:
         lanes = lanes.replace(transport=None)
     length, size = query.shape
     out, gains = np.zeros((length, length)), gain(lanes, size)
+    segment = row(seq.segment, b)
     for j in range(length):
         matrix = np.eye(size)
         for i in range(j, length):
+            if segment[i] != segment[j]:
+                break  # no pair goes across documents
             if isinstance(lanes.transport, L.Piecewise):
                 matrix = piece_matrix(lanes.transport, row(seq.ids, b), i, j, size)
             elif i > j:
