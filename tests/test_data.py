@@ -2,12 +2,14 @@
 
 import json
 import math
+import time
 
 import numpy as np
 import pytest
 
-from lcx.data import load
+from lcx.data import batches, load
 from lcx.data.packings.first_fit import first_fit
+from lcx.errors import DataError
 
 
 def write_corpus(folder, lengths, seed=0):
@@ -99,6 +101,38 @@ def test_an_epoch_holds_every_row_once_in_its_own_order(tmp_path, corpus, packin
     other = open_data(tmp_path, packing, seed=1).train_batches()
     first_of_other = [r for s in range(rows // 4) for r in other.rows(s)]
     assert first_of_other != epochs[1][:len(first_of_other)]  # seed + epoch would collide here
+
+
+@pytest.mark.parametrize("rows", [1, 2, 50])
+def test_few_rows_are_shuffled_quickly_and_by_no_sum_of_seed_and_epoch(rows):
+    """2 rows at batch 32: 16 epochs a batch, at 40 ms a row where grain shuffles them."""
+    began, orders = time.monotonic(), []
+    for seed in range(4):
+        order = batches._shuffled(rows, seed, None)
+        many = [order[at] for at in range(200 // rows * rows)]
+        epochs = [tuple(many[at:at + rows]) for at in range(0, len(many), rows)]
+        assert {tuple(sorted(epoch)) for epoch in epochs} == {tuple(range(rows))}
+        orders += epochs
+    assert time.monotonic() - began < 2
+    assert len(set(orders)) == {1: 1, 2: 2, 50: len(orders)}[rows]
+    assert len(batches._shuffled(rows, 0, 3)) == 3 * rows
+
+
+def test_the_order_of_few_rows_is_for_good():
+    assert [batches._shuffled(6, 0, 2)[at] for at in range(12)] == [
+        3, 1, 4, 5, 2, 0, 1, 3, 2, 0, 5, 4]
+
+
+def test_a_state_of_the_old_order_is_refused(tmp_path, corpus, monkeypatch):
+    """Runs over few rows that began before NumPy shuffled them; large sets go on as they were."""
+    data = open_data(tmp_path)
+    new, threshold = data.fingerprint, len(data.plan)
+    monkeypatch.setattr(batches, "SMALL", threshold - 1)
+    old = data.train_batches().get_state()
+    assert data.fingerprint == old["data"] != new
+    monkeypatch.setattr(batches, "SMALL", threshold)
+    with pytest.raises(DataError, match="earlier version of lcx"):
+        data.train_batches().set_state(old)
 
 
 def stored(data, corpus):

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from lcx import lanes, sharding
-from lcx.errors import TableEnd
+from lcx.errors import ConfigError
 from lcx.ops.attention import api as attention
 from lcx.types import wide_dtype
 
@@ -64,7 +64,7 @@ class Reach:
         """Whether `require` is content."""
         try:
             self.require(call, variables, length)
-        except TableEnd:
+        except ConfigError:
             return False
         return True
 
