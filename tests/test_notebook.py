@@ -152,6 +152,45 @@ def test_the_same_weights_under_another_scheme(run, folder):
     assert arms == {"rglru + attention [rope]", "rglru + attention [rope], tested as no_pe"}
 
 
+YARN = dict(name="yarn", factor=8)
+
+
+@pytest.mark.parametrize("given", [
+    "position=yarn,factor=8", ["position=yarn,factor=8"], "--override position=yarn,factor=8",
+    'experiment.model.position={"name": "yarn", "factor": 8}', {"position": "yarn,factor=8"},
+    ('--config.experiment.model.position={"name": "yarn", "factor": 8}',), {"position": YARN},
+    {"experiment.model.position": YARN}, {"config.experiment.model.position": YARN},
+], ids=str)
+def test_load_takes_what_the_command_line_takes(folder, given, monkeypatch):
+    class Opened(Exception):
+        pass
+
+    def opens(where, config):
+        raise Opened(config)
+
+    monkeypatch.setattr("lcx.study.notebook.open_run", opens)
+    with pytest.raises(Opened) as caught:
+        lcx.load(folder, given)
+    (config,) = caught.value.args
+    assert config.experiment.model.position == YARN and config.experiment.eval.max_factor == 2
+
+
+def test_several_overrides_and_what_is_none():
+    from lcx.config import read_overrides
+
+    assert read_overrides(["position=no_pe", "max_factor=4", "runtime.backend=chunked"]) == {
+        "experiment.model.position": dict(name="no_pe"), "experiment.eval.max_factor": 4,
+        "runtime.backend": "chunked"}
+    assert read_overrides({"chunk": None, "max_factor": 8, "position": ["rope", "log_n"]}) == {
+        "experiment.eval.chunk": None, "experiment.eval.max_factor": 8,
+        "experiment.model.position": ["rope", "log_n"]}
+    assert read_overrides(None) == read_overrides({}) == read_overrides([]) == {}
+    for given, told in ((5, "a text .position=yarn"), ([5], "a text"), ("yarn", "KEY=VALUE"),
+                        ("positon=yarn", "did you mean 'position'")):
+        with pytest.raises(ConfigError, match=told):
+            read_overrides(given)
+
+
 @pytest.mark.parametrize(("call", "error", "message"), [
     (lambda run: lcx.load(run.folder.parent), ConfigError, "several runs; name one: .*seed 0"),
     (lambda run: lcx.load("nowhere"), ConfigError, "runs/<name>/<run id>"),
