@@ -1,5 +1,6 @@
 """The Python API on a run that was really trained, and the example notebook, cell by cell."""
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -95,7 +96,8 @@ def test_a_programs_second_call_compiles_nothing(run, folder, caplog):
     assert compiled(caplog, lambda: run.generate("a" * (64 + 8 + 1), 3))
     for length, more in ((1, {}), (10, {}), (26, dict(temperature=0.7, top_p=0.9, seed=3)),
                          (90, {})):
-        assert not compiled(caplog, lambda: run.generate(TEXTS[0][:length], 3, **more))
+        again = functools.partial(run.generate, TEXTS[0][:length], 3, **more)
+        assert not compiled(caplog, again)
     other = lcx.load(folder)
     assert other.model is not run.model
     assert not compiled(caplog, lambda: other.generate(TEXTS[1][:9], 2))
@@ -152,14 +154,14 @@ def test_the_same_weights_under_another_scheme(run, folder):
     assert arms == {"rglru + attention [rope]", "rglru + attention [rope], tested as no_pe"}
 
 
-YARN = dict(name="yarn", factor=8)
+FAR = dict(name="rope", base=500)
 
 
 @pytest.mark.parametrize("given", [
-    "position=yarn,factor=8", ["position=yarn,factor=8"], "--override position=yarn,factor=8",
-    'experiment.model.position={"name": "yarn", "factor": 8}', {"position": "yarn,factor=8"},
-    ('--config.experiment.model.position={"name": "yarn", "factor": 8}',), {"position": YARN},
-    {"experiment.model.position": YARN}, {"config.experiment.model.position": YARN},
+    "position=rope,base=500", ["position=rope,base=500"], "--override position=rope,base=500",
+    'experiment.model.position={"name": "rope", "base": 500}', {"position": "rope,base=500"},
+    ('--config.experiment.model.position={"name": "rope", "base": 500}',), {"position": FAR},
+    {"experiment.model.position": FAR}, {"config.experiment.model.position": FAR},
 ], ids=str)
 def test_load_takes_what_the_command_line_takes(folder, given, monkeypatch):
     class Opened(Exception):
@@ -172,7 +174,7 @@ def test_load_takes_what_the_command_line_takes(folder, given, monkeypatch):
     with pytest.raises(Opened) as caught:
         lcx.load(folder, given)
     (config,) = caught.value.args
-    assert config.experiment.model.position == YARN and config.experiment.eval.max_factor == 2
+    assert config.experiment.model.position == FAR and config.experiment.eval.max_factor == 2
 
 
 def test_several_overrides_and_what_is_none():

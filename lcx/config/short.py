@@ -44,8 +44,8 @@ def read_overrides(given: Any) -> dict[str, Any]:
     """Overrides as the command line takes them, or as Python has them: {path: value}.
 
     given: None; a text, or several: "position=yarn,factor=8" as after `--override`, or
-    "experiment.eval.max_factor=4" as after `--config.`, with that prefix or without; or a mapping of
-    either kind of key to values. Raises ConfigError on what is none of these, as `parse_short`.
+    "experiment.eval.max_factor=4" as after `--config.`, with that prefix or without; or a mapping
+    of either kind of key to values. Raises ConfigError on what is none of these, as `parse_short`.
     """
     if given is None:
         return {}

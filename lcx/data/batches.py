@@ -1,10 +1,10 @@
 """Training batches: a global shuffle by seed, epochs, rows shared out over processes.
 
 grain shuffles (large sets; NumPy permutes small ones), repeats and batches *row numbers*, which are
-random access; the rows themselves are cut from the token files afterwards. The state is one integer, the number of batches taken, whatever
-the number of processes: step s is the same global batch on 1 host and on 8. (grain's stateful
-packing is avoided: its ConcatThenSplit loses a document on resume, and the order of several workers
-differs from that of one.)
+random access; the rows themselves are cut from the token files afterwards. The state is one
+integer, the number of batches taken, whatever the number of processes: step s is the same global
+batch on 1 host and on 8. (grain's stateful packing is avoided: its ConcatThenSplit loses a document
+on resume, and the order of several workers differs from that of one.)
 """
 
 from __future__ import annotations

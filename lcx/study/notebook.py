@@ -92,10 +92,10 @@ def load(folder: str | Path,
          overrides: str | Sequence[str] | Mapping[str, Any] | None = None) -> TrainedRun:
     """Open a run at its last checkpoint, verified.
 
-    overrides: what to open it under, the same weights under another scheme, as after `--override`
-    or `--config.` of a command ("position=yarn,factor=8", or a list of such), or as a dict of config
-    keys ({"experiment.model.position": dict(name="yarn", factor=8)}). Raises ConfigError where the folder is no run or a key is
-    unknown, CheckpointError on damage.
+    overrides: what to open it under (the same weights under another scheme), as after `--override`
+    or `--config.` of a command ("position=yarn,factor=8", or a list of such), or as a dict of
+    config keys ({"experiment.model.position": dict(name="yarn", factor=8)}). Raises ConfigError
+    where the folder is no run or a key is unknown, CheckpointError on damage.
     """
     folder, overrides = Path(folder).expanduser(), configs.read_overrides(overrides)
     if not (folder / "config.json").is_file() and (found := _runs(folder)):

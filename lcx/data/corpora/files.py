@@ -53,10 +53,9 @@ class Files:
             except OSError:
                 yield Skip(name, "unreadable", 0)
         if self.separator is not None and read and not cut:
-            ends = " (lines that end in \\r\\n need it spelled so)" if "\n" in self.separator else ""
-            raise DataError(f"the separator {self.separator!r} is in none of the files{ends}, so "
-                            "each is one document; correct it, or set separator=None to keep files "
-                            "whole")
+            raise DataError(f"the separator {self.separator!r} is in none of the files (do their "
+                            "lines end in \\r\\n?), so each is one document; correct it, or set "
+                            "separator=None to keep files whole")
 
     def identity(self) -> dict[str, Any] | None:
         """None: files change under one's hands, so the content itself is hashed."""
