@@ -50,7 +50,8 @@ def find(package: str, name: str, others: Iterable[str] = ()) -> type:
 
 def _is_file(package: str, name: str) -> bool:
     """Whether a file of that name defines classes of its own: more than helpers of components."""
-    if name not in {m.name for m in pkgutil.iter_modules(importlib.import_module(package).__path__)}:
+    path = importlib.import_module(package).__path__
+    if name not in {m.name for m in pkgutil.iter_modules(path)}:
         return False
     found = module(package, name)
     return any(inspect.isclass(value) and value.__module__ == found.__name__
