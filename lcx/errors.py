@@ -14,6 +14,10 @@ class DataError(ValueError):
     """A corpus cannot be read, prepared or cut as asked; the CLI exits with code 2."""
 
 
+class TableEnd(ConfigError):
+    """A table of positions ends before a token that is asked for; nothing is ever clamped."""
+
+
 class Refusal(ConfigError):
     """The algebra of a mixer has no meaning for a lane (a dash in the composition grid).
 

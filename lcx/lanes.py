@@ -21,9 +21,11 @@ from lcx.stream import (  # noqa: F401
     Last,
     Sequence,
     advance,
+    known,
     nothing_seen,
     place_in_run,
     sequence,
+    served,
     with_axis,
 )
 

@@ -7,7 +7,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lcx.errors import ConfigError, did_you_mean
@@ -33,12 +33,29 @@ def names(package: str) -> tuple[str, ...]:
     return tuple(sorted(n for n in modules if hasattr(module(package, n), class_name(n))))
 
 
-def find(package: str, name: str) -> type:
-    """The class behind a component's name. Raises ConfigError with a suggestion."""
+def find(package: str, name: str, others: Iterable[str] = ()) -> type:
+    """The class behind a component's name. Raises ConfigError with a suggestion.
+
+    others: further names that could have been meant.
+    """
     if not isinstance(name, str) or name not in names(package):
         kind = package.rsplit(".", 1)[-1].rstrip("s")
-        raise ConfigError(f"unknown {kind} '{name}'" + did_you_mean(str(name), names(package)))
+        if isinstance(name, str) and name.isidentifier() and _is_file(package, name):
+            raise ConfigError(f"{kind} '{name}' is a file without a class {class_name(name)}; the "
+                              "class of a component is called as its file is")
+        known = [*names(package), *others]
+        raise ConfigError(f"unknown {kind} '{name}'" + did_you_mean(str(name), known))
     return getattr(module(package, name), class_name(name))
+
+
+def _is_file(package: str, name: str) -> bool:
+    """Whether a file of that name defines classes of its own: more than helpers of components."""
+    path = importlib.import_module(package).__path__
+    if name not in {m.name for m in pkgutil.iter_modules(path)}:
+        return False
+    found = module(package, name)
+    return any(inspect.isclass(value) and value.__module__ == found.__name__
+               for value in vars(found).values())
 
 
 def build(package: str, spec: Mapping[str, Any] | str, **injected: Any) -> Any:

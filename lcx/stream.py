@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
-from lcx.errors import ConfigError
+from lcx.errors import ConfigError, TableEnd
 from lcx.types import wide, wide_dtype
 
 
@@ -112,3 +113,22 @@ def with_axis(seq: Sequence, axis: int, values: jax.Array) -> Sequence:
     values = wide(values)[..., None]
     ids = jnp.broadcast_to(seq.ids, (*values.shape[:-1], axis))
     return seq.replace(ids=jnp.concatenate([ids, values], -1))
+
+
+def known(*arrays) -> bool:
+    """Whether arrays (or None) hold values that the host can read while a program is traced."""
+    return not any(isinstance(a, jax.core.Tracer) for a in arrays)
+
+
+def served(seq: Sequence, limit: int, what: str) -> jax.Array:
+    """Whether a table of `limit` places has each token's: bool [B,T], by tokens before it.
+
+    Raises TableEnd, which says `what` ends, where the places are known and one is beyond it.
+    """
+    if known(seq.index, seq.segment):
+        padding = False if seq.segment is None else np.asarray(seq.segment) == 0
+        last = int(np.where(padding, 0, np.asarray(seq.index)).max())
+        if last >= limit:
+            raise TableEnd(f"{what} serves the first {limit} tokens of a document, and token "
+                           f"{last + 1} is asked for: ask for fewer, or train with a longer one")
+    return seq.index < limit

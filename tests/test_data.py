@@ -2,12 +2,14 @@
 
 import json
 import math
+import time
 
 import numpy as np
 import pytest
 
-from lcx.data import load
+from lcx.data import batches, load
 from lcx.data.packings.first_fit import first_fit
+from lcx.errors import DataError
 
 
 def write_corpus(folder, lengths, seed=0):
@@ -99,6 +101,41 @@ def test_an_epoch_holds_every_row_once_in_its_own_order(tmp_path, corpus, packin
     other = open_data(tmp_path, packing, seed=1).train_batches()
     first_of_other = [r for s in range(rows // 4) for r in other.rows(s)]
     assert first_of_other != epochs[1][:len(first_of_other)]  # seed + epoch would collide here
+
+
+@pytest.mark.parametrize("rows", [1, 2, 50])
+def test_few_rows_are_shuffled_quickly_and_by_no_sum_of_seed_and_epoch(tmp_path, rows):
+    """An overfit test: at 2 rows grain's shuffle takes 40 ms for each row of a batch."""
+    write_corpus(tmp_path / "text", [32 * rows + 1])
+    orders = []
+    for seed in range(4):
+        spec = dict(corpus=dict(name="files", paths=str(tmp_path / "text")), train_length=32,
+                    batch_size=rows, validation=0.0, test=0.0)
+        batches = load(spec, seed=seed, cache=tmp_path / "cache").train_batches()
+        began = time.monotonic()
+        epochs = [tuple(batches.rows(step)) for step in range(100 // rows)]
+        take(batches, 100 // rows)
+        assert time.monotonic() - began < 2
+        assert {tuple(sorted(epoch)) for epoch in epochs} == {tuple(range(rows))}
+        orders += epochs
+    assert len(set(orders)) == {1: 1, 2: 2, 50: len(orders)}[rows]
+
+
+def test_the_order_of_few_rows_is_for_good():
+    assert [batches._shuffled(6, 0, 2)[at] for at in range(12)] == [
+        3, 1, 4, 5, 2, 0, 1, 3, 2, 0, 5, 4]
+
+
+def test_a_state_of_the_old_order_is_refused(tmp_path, corpus, monkeypatch):
+    """Runs over few rows that began before NumPy shuffled them; large sets go on as they were."""
+    data = open_data(tmp_path)
+    new, threshold = data.fingerprint, len(data.plan)
+    monkeypatch.setattr(batches, "SMALL", threshold - 1)
+    old = data.train_batches().get_state()
+    assert data.fingerprint == old["data"] != new
+    monkeypatch.setattr(batches, "SMALL", threshold)
+    with pytest.raises(DataError, match="earlier version of lcx"):
+        data.train_batches().set_state(old)
 
 
 def stored(data, corpus):

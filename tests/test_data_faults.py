@@ -109,6 +109,14 @@ def test_a_part_without_end_is_bounded(tmp_path, text):
     assert counters["bytes"]["read"] == sum(p.stat().st_size for p in text.iterdir())
 
 
+def test_a_separator_that_never_occurs(tmp_path, text):
+    for separator in ("\\n\\n", "\r\n", "<nowhere>"):
+        fail(tmp_path, f"separator {separator!r} is in none of the files", "separator=None",
+             corpus=files(tmp_path, separator=separator))
+    (text / "one.txt").write_text("one of many<nowhere>has it")
+    assert attempt(tmp_path, files(tmp_path, separator="<nowhere>"))
+
+
 def test_one_byte(tmp_path):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_bytes(b"a")

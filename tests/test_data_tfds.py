@@ -56,7 +56,11 @@ def test_opening_again_does_not_read_the_source(tmp_path, catalogue, monkeypatch
     (dict(dataset="no_such_dataset_at_all"), "knows no dataset 'no_such_dataset_at_all'"),
     (dict(dataset="bad name!"), "'bad name!' is not a TFDS name"),
     (dict(feature="body"), "no feature 'body'; it has: name, text"),
-    (dict(split="validation"), "no split 'validation'; it has: test, train"),
+    (dict(split="validation"), "no split 'validation'; it has (examples): test 3, train 9"),
+    (dict(split="train[:1%]"), "'train[:1%]' of TFDS dataset 'lcx_text' is empty; take more"),
+    (dict(split=("train", "test[2:2]")), "'test[2:2]' of TFDS dataset 'lcx_text' is empty"),
+    (dict(split="test[7:9]"), "no split 'test[7:9]' (Requested slice [7:9] incompatible with 3"),
+    (dict(split="train[:1%"), "no split 'train[:1%'"),
 ])
 def test_what_is_missing_is_named(tmp_path, catalogue, options, words):
     with pytest.raises(DataError) as caught:

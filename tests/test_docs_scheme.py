@@ -1,5 +1,6 @@
 """docs/adding_a_scheme.md is true: its file is a scheme, its snippets run, the tests enrol it."""
 
+import importlib
 import pathlib
 import re
 import sys
@@ -12,7 +13,9 @@ import pytest
 
 from lcx import lanes as L
 from lcx import lookup, mixers, positions
+from lcx.cli import main
 from lcx.errors import ConfigError
+from lcx.mixers import matrix
 from lcx.positions import alibi, listing
 
 PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "adding_a_scheme.md").read_text()
@@ -51,6 +54,36 @@ def attend(spec, change=lambda found: found, pieces=None):
 def test_the_file_is_short(installed):
     assert len(MODULE.splitlines()) < 60
     assert max(map(len, MODULE.splitlines())) <= 100
+
+
+def test_the_matrix_names_the_scheme(installed, capsys, monkeypatch):
+    """Alone, with what each mixer makes of it; and by name in the listing of all."""
+    assert main(["matrix", NAME]) == 0
+    told = capsys.readouterr().out
+    assert f"{NAME} on delta_net: refused (R3)" in told and f"\n{NAME}  " in told
+    assert "rope" not in told.split()
+    monkeypatch.setattr(matrix, "cells", lambda schemes, mixers: [
+        matrix.cell(scheme, "attention") for scheme in schemes])
+    assert main(["matrix"]) == 0
+    assert re.search(rf"^EVC .*\b{NAME}\b", capsys.readouterr().out, re.M)
+    assert main(["matrix", NAME[:-1]]) == 2
+    assert f"did you mean '{NAME}'" in capsys.readouterr().err
+
+
+def test_a_fault_in_a_scheme_says_which_it_is(installed, tmp_path, capsys):
+    broken = f"{NAME}_broken"
+    (tmp_path / f"{broken}.py").write_text(MODULE.replace("class LinearRamp", "class LinearRampX"))
+    importlib.invalidate_caches(), lookup.names.cache_clear()
+    assert main(["matrix", broken]) == 2
+    assert "file without a class LinearRampBroken" in capsys.readouterr().err
+    source = MODULE.replace("class LinearRamp", "class LinearRampBroken")
+    source = source.replace("slope = wide(", "slope = wide(1 / 0 + ")
+    (tmp_path / f"{broken}.py").write_text(source)
+    sys.modules.pop(f"lcx.positions.{broken}"), lookup.names.cache_clear()
+    with pytest.raises(ZeroDivisionError) as caught:
+        main(["matrix", broken])
+    assert any(f"scheme '{broken}' on mixer" in note for note in caught.value.__notes__)
+    sys.modules.pop(f"lcx.positions.{broken}")
 
 
 def test_the_scheme_is_found_described_and_checked(installed):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lcx import sharding
-from lcx.errors import ConfigError, DataError
+from lcx.errors import ConfigError, DataError, TableEnd
 from lcx.eval.compare import difference
 from lcx.eval.ladder import ladder
 from lcx.eval.lengths import contexts, needed_tokens, stable_length, useful_length
@@ -127,9 +127,10 @@ def test_one_compile_per_shape_also_for_another_checkpoint():
     model, documents = StandIn(), texts([90, 120, 200, 75])
     first = values(climb(model, documents), "bpb")
     # The rungs up to 3L/4 share the shape of the train length; each longer one has its own.
-    assert sorted(model.traces) == [(2, 68), (5, 36), (10, 20), (12, 16)]
+    # The longest is traced once more, by its shape: does a table end before it?
+    assert sorted(model.traces) == [(1, 68), (2, 68), (5, 36), (10, 20), (12, 16)]
     again = values(climb(model, documents, variables=dict(scale=np.float32(0.006))), "bpb")
-    assert len(model.traces) == 4 and first != again
+    assert len(model.traces) == 5 and first != again
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 16, 1000])
@@ -196,17 +197,19 @@ def test_a_table_that_ends_refuses_its_rungs_and_keeps_the_others():
     assert not pick(rows, "bpb_gap") and pick(rows, "stable_length")[12]["value"] is None
 
 
-def test_a_table_that_gives_nan_is_refused_in_its_own_words():
+def test_a_table_that_gives_nan_is_refused_in_its_own_words_before_it_is_run():
     class Table(StandIn):
         def apply(self, variables, inputs, targets, seq, state=None, method=None):
             with jax.ensure_compile_time_eval():  # evaluated where the ids are known
                 inside = seq.ids[..., 0] < L
                 if not isinstance(inside, jax.core.Tracer) and not bool(inside.all()):
-                    raise ValueError(f"the table ends at {L}")
+                    raise TableEnd(f"the table ends at {L}")
             nll, state = super().apply(variables, inputs, targets, seq, state, method)
             return jnp.where(inside, nll, jnp.nan), state
 
-    bpb = pick(climb(Table(), texts([90, 120, 200, 75])), "bpb")
+    model = Table()
+    bpb = pick(climb(model, texts([90, 120, 200, 75])), "bpb")
+    assert model.traces == [(1, 16), (12, 16)]  # nothing longer than the table got to its losses
     assert {c: (r["extra"]["status"], r["extra"].get("reason")) for c, r in bpb.items()} == {
         **{c: ("ok", None) for c in (4, 8, 12)},
         **{c: ("refused", "the table ends at 16") for c in (16, 32, 64)}}
@@ -324,7 +327,8 @@ def test_rungs_come_one_by_one():
     model = StandIn()
     rows = ladder(model, SCALE, texts([90, 120, 200, 75]), train_length=L, max_factor=4,
                   fairness=FAIRNESS)
-    assert next(rows)["length"] == L and len(model.traces) == 1
+    assert next(rows)["length"] == L
+    assert model.traces == [(1, 68), (56, 20)]  # the longest by its shape alone, then the first
 
 
 def test_runs_compare_on_equal_targets_only():

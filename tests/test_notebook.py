@@ -1,5 +1,6 @@
 """The Python API on a run that was really trained, and the example notebook, cell by cell."""
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -82,6 +83,49 @@ def test_losses_are_what_the_model_gives_each_token(run):
     np.testing.assert_allclose(run.losses(text), expected, rtol=1e-4)
 
 
+def compiled(caplog, call):
+    """What XLA is asked to compile during a call."""
+    caplog.clear()
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        call()
+    return [message.split()[1] for message in caplog.messages if message.startswith("Compiling ")]
+
+
+def test_a_programs_second_call_compiles_nothing(run, folder, caplog):
+    """Four sizes of piece serve any prompt, in every call and of every run of one config."""
+    assert compiled(caplog, lambda: run.generate("a" * (64 + 8 + 1), 3))
+    for length, more in ((1, {}), (10, {}), (26, dict(temperature=0.7, top_p=0.9, seed=3)),
+                         (90, {})):
+        again = functools.partial(run.generate, TEXTS[0][:length], 3, **more)
+        assert not compiled(caplog, again)
+    other = lcx.load(folder)
+    assert other.model is not run.model
+    assert not compiled(caplog, lambda: other.generate(TEXTS[1][:9], 2))
+    run.losses(TEXTS[0][:12]), run.capture(TEXTS[0][:12])
+    assert not compiled(caplog, lambda: other.losses(TEXTS[1][:12]))
+    assert not compiled(caplog, lambda: other.capture(TEXTS[1][:12]))
+    # Another backend, and another scheme, are other programs.
+    apart = lcx.load(folder, {"runtime.backend": "reference"})
+    assert compiled(caplog, lambda: apart.generate("abc", 2))
+    assert compiled(caplog, lambda: lcx.load(folder, {"experiment.model.position": "no_pe"})
+                    .generate("abc", 2))
+
+
+def test_a_tables_end_is_known_before_the_first_token(folder, caplog):
+    """16 trained positions and one more token: an error, and nothing is compiled for it."""
+    run = lcx.load(folder, {"experiment.model.position": "learned"})
+    words, end = TEXTS[0], "ids 0..15, not for 16"
+    for call in (lambda: run.generate(words[:10], 8), lambda: run.losses(words[:18]),
+                 lambda: run.capture(words[:17])):
+        with pytest.raises(ConfigError, match=end):
+            assert not compiled(caplog, call)
+        assert not [m for m in caplog.messages if m.startswith("Compiling ")]
+    frame = lcx.score(run, TEXTS, lengths=[8, 12, 13])
+    assert frame["status"].str.startswith("ok").tolist() == [True, True, False]
+    assert end in frame["status"][2]
+    assert len(run.generate(words[:10], 7)) > 0 and np.isfinite(run.losses(words[:17])).all()
+
+
 def test_captured_attention_is_the_weights_of_the_output(run):
     recurrent, softmax = run.capture(TEXTS[0][:12])
     assert "attention" not in recurrent and "log_decay" in recurrent["inner"]
@@ -108,6 +152,45 @@ def test_the_same_weights_under_another_scheme(run, folder):
     arms = set(lcx.rows(folder)["arm"])
     assert run.rows()["mixer"][0] == "rglru(num_heads=2)/attention(num_heads=2)"
     assert arms == {"rglru + attention [rope]", "rglru + attention [rope], tested as no_pe"}
+
+
+FAR = dict(name="rope", base=500)
+
+
+@pytest.mark.parametrize("given", [
+    "position=rope,base=500", ["position=rope,base=500"], "--override position=rope,base=500",
+    'experiment.model.position={"name": "rope", "base": 500}', {"position": "rope,base=500"},
+    ('--config.experiment.model.position={"name": "rope", "base": 500}',), {"position": FAR},
+    {"experiment.model.position": FAR}, {"config.experiment.model.position": FAR},
+], ids=str)
+def test_load_takes_what_the_command_line_takes(folder, given, monkeypatch):
+    class Opened(Exception):
+        pass
+
+    def opens(where, config):
+        raise Opened(config)
+
+    monkeypatch.setattr("lcx.study.notebook.open_run", opens)
+    with pytest.raises(Opened) as caught:
+        lcx.load(folder, given)
+    (config,) = caught.value.args
+    assert config.experiment.model.position == FAR and config.experiment.eval.max_factor == 2
+
+
+def test_several_overrides_and_what_is_none():
+    from lcx.config import read_overrides
+
+    assert dict(read_overrides(["position=no_pe", "max_factor=4", "runtime.backend=chunked"])) == {
+        "experiment.model.position": dict(name="no_pe"), "experiment.eval.max_factor": 4,
+        "runtime.backend": "chunked"}
+    assert dict(read_overrides({"chunk": None, "max_factor": 8, "position": ["rope", "log_n"]})) == {
+        "experiment.eval.chunk": None, "experiment.eval.max_factor": 8,
+        "experiment.model.position": ["rope", "log_n"]}
+    assert read_overrides(None) == read_overrides({}) == read_overrides([]) == []
+    for given, told in ((5, "a text .position=yarn"), ([5], "a text"), ("yarn", "KEY=VALUE"),
+                        ("positon=yarn", "did you mean 'position'")):
+        with pytest.raises(ConfigError, match=told):
+            read_overrides(given)
 
 
 @pytest.mark.parametrize(("call", "error", "message"), [

@@ -63,6 +63,11 @@ def test_a_grid_is_in_order(grid):
     assert dict(grid.of_class("GRP", "mamba2")) == dict(native=1, partial=1)
 
 
+def test_every_scheme_is_named_beside_the_counts(grid):
+    assert drawn.members(grid) == "GRP   rope, yarn\nTOEP  kerple"
+    assert max(map(len, drawn.members(grid, 12).splitlines())) <= 12
+
+
 def test_the_page_needs_nothing_else(grid):
     page = drawn.html(grid, "v1")
     table = Table(page)
@@ -109,7 +114,8 @@ def test_text_by_class_and_by_scheme(grid):
 def test_from_the_command_line(tmp_path, capsys, monkeypatch):
     from lcx.mixers import matrix
 
-    monkeypatch.setattr(matrix, "cells", lambda: iter(CELLS))
+    monkeypatch.setattr(matrix, "cells", lambda schemes, mixers: [
+        cell for cell in CELLS if cell["position"] in schemes and cell["mixer"] in mixers])
     assert main(["matrix", "--html", str(tmp_path / "m.html")]) == 0
     assert (tmp_path / "m.html").read_text().startswith("<!doctype html>")
     capsys.readouterr()

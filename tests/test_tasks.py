@@ -1,17 +1,22 @@
 """Synthetic tasks: what a row holds, that a stream resumes, and that a model learns one."""
 
 import json
+import re
 
+import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 
-from lcx import data, lookup
+from lcx import data, lanes, lookup
 from lcx.cli import main
 from lcx.config import apply, base_config, validate
 from lcx.data.generated import TaskData
 from lcx.errors import ConfigError, DataError
 from lcx.eval.exact import exact_match
+from lcx.model import build_model
 from lcx.study import records
+from lcx.study.preflight import check_reach, with_data
 
 NAMES = lookup.names("lcx.tasks")
 SMALL = {"mqar": dict(name="mqar", vocab_size=32, pairs=3), "copy": dict(name="copy", vocab_size=8)}
@@ -144,7 +149,6 @@ class Oracle:
         self.reach, self.bad = reach, bad
 
     def apply(self, variables, inputs, seq, state=None):
-        import jax
         import jax.numpy as jnp
 
         half = inputs.shape[1] // 2
@@ -184,6 +188,36 @@ def test_a_length_without_a_value_says_why():
     rows = told(Oracle(bad=np.nan))
     assert rows["accuracy", 24]["value"] is None
     assert rows["accuracy", 48]["extra"]["status"] == "nan"
+
+
+@pytest.mark.parametrize(("model", "message"), [
+    (dict(position=dict(name="learned", rows=30)), "vectors for ids 0..29, not for 47"),
+    (dict(position=dict(name="floater", rows=30, substeps=1)), "vectors for ids 0..29, not for 47"),
+    (dict(mixer=dict(name="linformer", num_heads=1, rank=4, max_length=30)), "first 30 tokens"),
+    (dict(mixer=dict(name="log_linear_mamba2", head_dim=8, state_dim=4, levels=6)),
+     "first 32 tokens"),
+    (dict(mixer=dict(name="log_linear_mamba2", head_dim=8, state_dim=4, levels=6),
+          position="t5_bias"), "first 32 tokens"),  # over pairs of tokens
+], ids=str)
+def test_a_table_that_ends_is_refused_before_the_model_runs(model, message):
+    """By the ladder at twice the train length of 24, and by training at 48."""
+    options = dict(vocab_size=8, width=8, depth=1, position="no_pe", mlp=None,
+                   mixer=dict(name="attention", num_heads=1))
+    built = build_model({**options, **model}, train_length=24)
+    shapes = nn.unbox(jax.eval_shape(built.init, jax.random.key(0), np.zeros((1, 24), np.int32),
+                                     lanes.sequence(1, 24)))
+    found = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    rows = list(exact_match(built, found, copy_rows, train_length=24, max_factor=2, fairness=FAIR,
+                            resamples=50, extra={}))
+    assert {row["length"]: row["extra"].get("status", "ok") for row in rows} == {
+        24: "ok", 48: "refused"}
+    assert message in rows[-1]["extra"]["reason"]
+    config = apply(base_config(), {
+        "experiment.data.task": dict(name="copy", vocab_size=8), "experiment.data.train_length": 48,
+        **{f"experiment.model.{key}": value for key, value in {**options, **model}.items()}})
+    _, data = with_data(config)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_reach(data, apply(config, {"experiment.eval.max_factor": 1}))
 
 
 def small(tmp_path, task, **more):

@@ -2,9 +2,10 @@
 
 Examples:
 
-  lcx matrix                                   mixers by classes of schemes
+  lcx matrix                                   mixers by classes of schemes, each scheme named
+  lcx matrix linear_ramp                       one scheme or one mixer, with the reasons
+  lcx matrix --mixer gla --position rope       one cell
   lcx matrix --schemes                         every scheme, one sign each
-  lcx matrix --mixer attention                 one mixer (or --position NAME), with the reasons
   lcx matrix --html matrix.html                a page: colours, and the reason on hover
   lcx matrix --json                            position, mixer, status, forms, code, reason
 """
@@ -15,11 +16,12 @@ import argparse
 from pathlib import Path
 
 from lcx.cli.arguments import print_json
-from lcx.errors import ConfigError, did_you_mean
+from lcx.errors import ConfigError
 from lcx.labels import show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("one", nargs="?", metavar="NAME", help="only this scheme or mixer")
     parser.add_argument("--position", metavar="NAME", help="only this scheme")
     parser.add_argument("--mixer", metavar="NAME", help="only this mixer")
     parser.add_argument("--schemes", action="store_true", help="a line for every scheme")
@@ -27,16 +29,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from lcx import lookup
     from lcx.config import code_version
     from lcx.mixers import matrix
     from lcx.study import grid as drawn
 
-    cells = list(matrix.cells())
-    for key in ("position", "mixer"):
-        wanted, known = getattr(arguments, key), {cell[key] for cell in cells}
-        if wanted and wanted not in known:
-            raise ConfigError(f"unknown {key} '{wanted}'" + did_you_mean(wanted, known))
-        cells = [cell for cell in cells if wanted in (None, cell[key])]
+    known = {"position": lookup.names("lcx.positions"), "mixer": lookup.names("lcx.mixers")}
+    wanted = {key: getattr(arguments, key) for key in known}
+    if arguments.one:
+        if any(wanted.values()):
+            raise ConfigError(f"name '{arguments.one}' alone, or use --position and --mixer")
+        kind = "mixer" if arguments.one in known["mixer"] else "position"
+        wanted[kind] = arguments.one
+    for key, name in wanted.items():
+        if name:
+            lookup.find(f"lcx.{key}s", name, known["mixer"] if arguments.one else ())
+            known[key] = (name,)
+    cells = matrix.cells(known["position"], known["mixer"])
     if arguments.json:
         print_json(cells)
         return 0
@@ -49,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"cannot write --html {arguments.html}: {error.strerror}") from error
         show(arguments.html)
         return 0
-    one = arguments.position or arguments.mixer
+    one = any(wanted.values())
     show(drawn.by_scheme(grid) if arguments.schemes or one else drawn.by_class(grid))
     counts = grid.counts()
     show("\n" + ", ".join(f"{sign} {status}: {counts[status]}"
@@ -59,5 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
             if cell["status"] != "native":
                 show("\n" + drawn.told(cell).replace("\n", "\n  "))
     else:
-        show("why: lcx matrix --mixer NAME, --position NAME or --html FILE")
+        if not arguments.schemes:
+            show("\n" + drawn.members(grid))
+        show("why: lcx matrix NAME (of a scheme or mixer) or --html FILE")
     return 0

@@ -6,7 +6,7 @@ from lcx.config.identity import canonical_json, code_version, resolve, run_id
 from lcx.config.layers import apply
 from lcx.config.load import from_values, load, load_space, load_sweep, split_spec
 from lcx.config.override import assign, parse_override
-from lcx.config.short import parse_short
+from lcx.config.short import parse_short, read_overrides
 
 __all__ = [
     "COMPONENTS",
@@ -22,6 +22,7 @@ __all__ = [
     "load_sweep",
     "parse_override",
     "parse_short",
+    "read_overrides",
     "resolve",
     "run_id",
     "split_spec",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lcx.config.base import COMPONENTS, LAYER_KEYS, OPTIONAL, PATTERN, base_config
@@ -47,3 +49,38 @@ def parse_short(text: str) -> tuple[str, Any]:
         return path, found
     return path, {REPLACES: replaced,
                   "by": None if found == {"name": "none"} and path in OPTIONAL else found}
+
+
+def read_overrides(given: Any) -> list[tuple[str, Any]]:
+    """Overrides as the command line takes them, or as Python has them: pairs (path, value).
+
+    given: None; a text, or several: "position=yarn,factor=8" as after `--override`, or
+    "experiment.eval.max_factor=4" as after `--config.`, with that prefix or without; or a mapping
+    of either kind of key to values. Raises ConfigError on what is none of these, as `parse_short`.
+    """
+    if given is None:
+        return []
+    if isinstance(given, Mapping):
+        return [_pair(str(key), value) for key, value in given.items()]
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        raise ConfigError("overrides are a text (position=yarn,factor=8), a list of these, or a "
+                          f"dict of config keys; got {given!r}")
+    found = [_without_prefix(text.strip()) for text in texts]
+    return [(parse_override if _is_long(text) else parse_short)(text) for text in found]
+
+
+def _pair(key: str, value: Any) -> tuple[str, Any]:
+    key = _without_prefix(key)
+    if _is_long(key):
+        return key, value
+    text = value if isinstance(value, str) else "none" if value is None else json.dumps(value)
+    return parse_short(f"{key}={text}")
+
+
+def _without_prefix(text: str) -> str:
+    return text.removeprefix("--override").lstrip().removeprefix("--").removeprefix("config.")
+
+
+def _is_long(text: str) -> bool:
+    return text.partition("=")[0].split(".")[0] in base_config()

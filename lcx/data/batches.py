@@ -1,14 +1,15 @@
 """Training batches: a global shuffle by seed, epochs, rows shared out over processes.
 
-grain shuffles, repeats and batches *row numbers*, which are random access; the rows themselves are
-cut from the token files afterwards. The state is one integer, the number of batches taken, whatever
-the number of processes: step s is the same global batch on 1 host and on 8. (grain's stateful
-packing is avoided: its ConcatThenSplit loses a document on resume, and the order of several workers
-differs from that of one.)
+grain shuffles (large sets; NumPy permutes small ones), repeats and batches *row numbers*, which are
+random access; the rows themselves are cut from the token files afterwards. The state is one
+integer, the number of batches taken, whatever the number of processes: step s is the same global
+batch on 1 host and on 8. (grain's stateful packing is avoided: its ConcatThenSplit loses a document
+on resume, and the order of several workers differs from that of one.)
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from lcx.positions import DataTransform
 
 Batch = dict[str, np.ndarray]
 MAX_ROWS = 2**32 - 1  # grain's index shuffle is 32 bits wide
+SMALL = 4096  # rows up to which NumPy shuffles: grain needs 40 ms an element at 2 rows, 1 at 100
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,7 @@ class Batches(Iterator[Batch]):
             raise DataError(f"{epochs} epoch(s) of {rows} rows do not fill one batch of "
                             f"{batch_size}; lower batch_size, add text or leave epochs=None")
         self._fingerprint = fingerprint
-        self._order = (grain.MapDataset.range(rows).shuffle(seed=_spread_seed(seed))
-                       .repeat(epochs).batch(batch_size, drop_remainder=True))
+        self._order = _shuffled(rows, seed, epochs).batch(batch_size, drop_remainder=True)
 
         def rows_of(step: int, whole: np.ndarray) -> Batch:  # its draws are its own, whoever asks
             slots = range(share.start, share.stop)
@@ -127,7 +128,8 @@ class Batches(Iterator[Batch]):
             raise DataError(
                 f"this iterator state belongs to other data ({state.get('data')}, here "
                 f"{self._fingerprint}): the corpus, tokenizer, split, packing, length, batch size "
-                "or seed changed; restore them or start a new run")
+                "or seed changed, or an earlier version of lcx shuffled it; restore them or start "
+                "a new run")
         step = state.get("step")
         if not isinstance(step, int) or not 0 <= step <= len(self._order):
             raise DataError(f"iterator state {step} is not a step of 0..{len(self._order)}; "
@@ -144,6 +146,26 @@ def share_of(batch_size: int, process_index: int, process_count: int) -> slice:
         raise ConfigError(f"process_index={process_index} is not one of {process_count} processes")
     size = batch_size // process_count
     return slice(process_index * size, (process_index + 1) * size)
+
+
+def shuffle_of(rows: int) -> list[str]:
+    """How so many rows are shuffled, for a fingerprint: nothing where it is by grain."""
+    return ["permuted"] if rows <= SMALL else []
+
+
+def _shuffled(rows: int, seed: int, epochs: int | None) -> grain.MapDataset:
+    """Row numbers, each epoch in an order of its own."""
+    whole = grain.MapDataset.range(rows)
+    if rows > SMALL:
+        return whole.shuffle(seed=_spread_seed(seed)).repeat(epochs)
+
+    @functools.lru_cache(maxsize=8)
+    def order(epoch: int) -> list[int]:
+        # Raw bits, and not Generator.permutation: its numbers may change from NumPy to NumPy.
+        bits = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(epoch,)))
+        return np.argsort(bits.random_raw(rows), kind="stable").tolist()
+
+    return whole.repeat(epochs).map_with_index(lambda at, row: order(at // rows)[row])
 
 
 def _spread_seed(seed: int) -> int:

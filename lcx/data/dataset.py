@@ -14,7 +14,7 @@ import numpy as np
 
 from lcx import lookup
 from lcx.data import evaluation, store
-from lcx.data.batches import Batches, Cutter, share_of
+from lcx.data.batches import Batches, Cutter, share_of, shuffle_of
 from lcx.data.evaluation import EvaluationDocument
 from lcx.data.generated import TaskData, load_task
 from lcx.data.packings import Packing, Plan
@@ -98,7 +98,8 @@ class Data:
     def fingerprint(self) -> str:
         """What the integer state of an iterator counts in: other data, other fingerprint."""
         parts = [self.content_hash, self.tokenizer.identity(), repr(self.packing), self.seed,
-                 self.settings.train_length, self.settings.batch_size, self.settings.epochs]
+                 self.settings.train_length, self.settings.batch_size, self.settings.epochs,
+                 *shuffle_of(len(self.plan))]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     @property

@@ -15,8 +15,8 @@ from lcx import lanes, sharding
 from lcx.errors import ConfigError, Unimplemented
 from lcx.eval.ladder import out_of_memory
 from lcx.eval.rows import check_fairness, row
-from lcx.eval.scorer import Same
 from lcx.eval.statistics import LEVEL, Estimate, bootstrap
+from lcx.model.reach import Same, reach_of
 
 log = logging.getLogger(__name__)
 METHOD = "exact_match"
@@ -92,6 +92,8 @@ def _answer(model, variables, asked: Rows, batch_tokens: int,
     mesh = jax.sharding.get_abstract_mesh()
     ways = 1 if mesh.empty else sharding.batch_ways(mesh)
     batch = -(-max(1, min(batch_tokens // length, count)) // ways) * ways
+    call = lambda v, tokens, seq: model.apply(v, tokens, seq, state=None)[0]
+    reach_of(model).require(call, variables, length)
     run, found = _program(Same(model)), []
     for at in range(0, count, batch):
         pick = np.minimum(np.arange(at, at + batch), count - 1)  # the last batch repeats its last

@@ -15,7 +15,7 @@ from lcx.errors import ConfigError, Unimplemented
 from lcx.eval.lengths import contexts
 from lcx.eval.reporter import Reporter
 from lcx.eval.rows import check_fairness
-from lcx.eval.scorer import refusal, stream, vocab_size
+from lcx.eval.scorer import serves, stream, vocab_size
 from lcx.eval.tally import Curve, Sums
 from lcx.eval.targets import choose, foreign_prefixes
 from lcx.eval.unigram import unigram_sums
@@ -81,6 +81,8 @@ def ladder(model: Any, variables: Any, documents: Sequence[Document], *, train_l
     def rows() -> Iterator[dict[str, Any]]:
         if unigram is not None:
             yield report.baseline(unigram_sums(documents, chosen, unigram))
+        # One trace for all rungs; where a table ends before the last, each rung says so itself.
+        serves(model, variables, lengths[-1] + train_length // 4)
         for context in sorted(lengths, key=lambda c: (c != train_length, c)):
             # The rungs inside the train length share its shape, hence one program.
             windows = chosen.windows(context, at_least=train_length)
@@ -127,9 +129,6 @@ def _measure(model, variables, documents, windows, context, batch, chunk) -> Run
         sums.add(table.document[block], table.nll[block], table.bytes[block])
         curve.add(table)
     if bad:
-        if reason := refusal(model, variables, windows):
-            log.warning("context %d is refused: %s", context, reason)
-            return Rung(context, "refused", reason, batch)
         reason = f"{bad} losses are not finite: a diverged model, or a read past a table"
         log.warning("context %d: %s", context, reason)
         return Rung(context, "nan", reason, batch)

@@ -13,6 +13,7 @@ import numpy as np
 from lcx import lanes
 from lcx.errors import ConfigError, DataError
 from lcx.eval.windows import Document, Windows, batches, check, cut
+from lcx.model.reach import Same, reach_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,8 @@ def score(model: Any, variables: Any, inputs: np.ndarray, targets: np.ndarray, *
     model's state in pieces of that many tokens (a last uneven piece is its own program), so that
     memory is bounded by the state. `seq` defaults to one document per row that starts at 0.
 
-    Raises DataError on a token id outside the vocabulary, TypeError on a half-precision NLL.
+    Raises DataError on a token id outside the vocabulary, TableEnd where a table of positions ends
+    before the last token, both before anything compiles; TypeError on a half-precision NLL.
     """
     inputs, targets = np.asarray(inputs), np.asarray(targets)
     if inputs.ndim != 2 or inputs.shape != targets.shape:
@@ -50,6 +52,7 @@ def score(model: Any, variables: Any, inputs: np.ndarray, targets: np.ndarray, *
         _check_ids(ids, vocab_size(model))
     batch, length = inputs.shape
     if seq is None:
+        require(model, variables, length)
         seq = lanes.sequence(1, length)
     run = _program(Same(model))
     if chunk is None or chunk >= length:
@@ -70,9 +73,11 @@ def stream(model: Any, variables: Any, documents: Sequence[Document], windows: W
 
     Windows that hold different numbers of tokens are scored in different batches where the model
     reads that number, so that each is told its own. Raises DataError where a window does not fit
-    its document (nothing is ever truncated).
+    its document (nothing is ever truncated), and TableEnd where a table of positions is shorter
+    than a window.
     """
     check(documents, windows)
+    require(model, variables, windows.length)
     apart = len(np.unique(windows.lengths())) > 1 and reads_length(model, variables, windows.length)
     for told, rows, real in batches(windows, batch, by_length=apart):
         seq = lanes.sequence(1, windows.length, told_length=told)
@@ -83,34 +88,30 @@ def stream(model: Any, variables: Any, documents: Sequence[Document], windows: W
                      nll[row, step], arrays.bytes[row, step], arrays.targets[row, step])
 
 
-def refusal(model: Any, variables: Any, windows: Windows) -> str | None:
-    """Why a model cannot score such windows at all, in the words of its scheme, or None.
+def require(model: Any, variables: Any, length: int) -> None:
+    """Raise TableEnd where a table of positions ends before windows of `length` tokens do."""
+    reach_of(model).require(functools.partial(_call, model), variables, length)
 
-    Traces the model once with its position ids known, where a scheme whose table ends can raise;
-    in the compiled program, which takes ids as arguments, it can only give NaN.
-    """
-    seq = lanes.sequence(1, windows.length, told_length=windows.lengths().max())
-    try:
-        _trace(model, variables, seq)
-    except ValueError as error:
-        return str(error)
-    return None
+
+def serves(model: Any, variables: Any, length: int) -> bool:
+    """Whether windows of `length` tokens, and shorter ones, lie within every table."""
+    return reach_of(model).serves(functools.partial(_call, model), variables, length)
+
+
+def _call(model, variables, tokens, seq):
+    return model.apply(variables, tokens, tokens, seq, state=None, method="score")[0]
 
 
 def reads_length(model: Any, variables: Any, length: int) -> bool:
     """Whether a model's scores may depend on the length that it is told: without one, what reads it
     fails to trace. (An error of another cause counts too, which costs batches and no numbers.)"""
+    tokens = jax.ShapeDtypeStruct((1, length), np.int32)
+    seq = lanes.sequence(1, length).replace(length=None)
     try:
-        _trace(model, variables, lanes.sequence(1, length).replace(length=None))
+        jax.eval_shape(lambda v, t: _call(model, v, t, seq), variables, tokens)
     except Exception:
         return True
     return False
-
-
-def _trace(model: Any, variables: Any, seq: lanes.Sequence) -> None:
-    tokens = jax.ShapeDtypeStruct((1, seq.order.shape[1]), np.int32)
-    jax.eval_shape(lambda v, i, t: model.apply(v, i, t, seq, state=None, method="score")[0],
-                   variables, tokens, tokens)
 
 
 def vocab_size(model: Any) -> int:
@@ -134,19 +135,6 @@ def _checked(nll: jax.Array, shape: tuple[int, ...]) -> np.ndarray:
     if nll.dtype not in (np.float32, np.float64):
         raise TypeError(f"the model returned NLLs in {nll.dtype}; sums need float32 or float64")
     return np.asarray(nll)
-
-
-class Same:
-    """A cache key by identity: a model need not be hashable."""
-
-    def __init__(self, model: Any):
-        self.model = model
-
-    def __hash__(self) -> int:
-        return id(self.model)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and other.model is self.model
 
 
 @functools.lru_cache(maxsize=16)

@@ -125,7 +125,7 @@ class Linformer(Mixer):
         out, values = linear_attention(weights, rows(mix_values).astype(value.dtype), content,
                                        state=before[1], **options)
         out = endpoint.turn_values(out, seq, lanes.value, sign=-1)
-        served = (seq.index < mix_keys.shape[0])[..., None, None]
+        served = L.served(seq, mix_keys.shape[0], "linformer's table")[..., None, None]
         out = jnp.where(served, out, jnp.nan)  # beyond the table there is no mixture
         if state is not None:
             state = LinformerState(keys.astype(state.keys.dtype), values.astype(state.keys.dtype),

@@ -53,6 +53,7 @@ class LogLinearMamba2(Mamba2):
         self.sow("intermediates", "inner", {"core": {"log_linear": dict(
             query=query, key=key, value=value, level=level, log_decay=log_decay,
             index=seq.index)}})
+        L.served(seq, 1 << (self.levels - 1), f"a ladder of {self.levels} levels")
         run = self._levels_over_pairs if self.over_pairs(lanes) else self._levels_over_memory
         out, state = run(query, key, value, level, seq, lanes, carry, state, log_decay)
         out = out.astype(value.dtype)

@@ -7,6 +7,7 @@ no cell is built or compiled.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from lcx import lookup, mixers, positions
@@ -14,11 +15,13 @@ from lcx import lookup, mixers, positions
 _WORST = ("refused", "unimplemented", "partial", "native")  # a cell is its worst lane
 
 
-def cells(width: int = 64, train_length: int = 64) -> list[dict[str, Any]]:
-    """One record per cell: position, mixer, status, forms, missing, code, reason, notes."""
+def cells(schemes: Sequence[str] | None = None, of_mixers: Sequence[str] | None = None, *,
+          width: int = 64, train_length: int = 64) -> list[dict[str, Any]]:
+    """One record per cell, of some schemes and mixers or of all: position, mixer, status, forms,
+    missing, code, reason, notes."""
     return [cell(position, mixer, width=width, train_length=train_length)
-            for position in lookup.names(positions.PACKAGE)
-            for mixer in lookup.names(mixers.PACKAGE)]
+            for position in schemes or lookup.names(positions.PACKAGE)
+            for mixer in of_mixers or lookup.names(mixers.PACKAGE)]
 
 
 def counts(grid: list[dict[str, Any]]) -> dict[str, int]:
@@ -28,7 +31,16 @@ def counts(grid: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def cell(position: Any, mixer: Any, *, width: int = 64, train_length: int = 64) -> dict[str, Any]:
-    """How a mixer takes a scheme (specs as in a config)."""
+    """How a mixer takes a scheme (specs as in a config); a fault of theirs says which they are."""
+    try:
+        return _cell(position, mixer, width, train_length)
+    except Exception as error:
+        error.add_note(f"(scheme '{positions.label(position)}' on mixer "
+                       f"'{positions.label(mixer)}')")
+        raise
+
+
+def _cell(position: Any, mixer: Any, width: int, train_length: int) -> dict[str, Any]:
     module = mixers.make(mixer, position=position, width=width, train_length=train_length,
                          parent=None)
     scheme = positions.make(position, module.site(), parent=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from lcx import lanes, sharding
 from lcx.errors import ConfigError, DataError
+from lcx.model.reach import Same, reach_of
 
 PIECES = (512, 64, 8, 1)  # a prompt is cut into these, longest first: four programs for any length
 SLOTS = 128  # buffers come in multiples of this, so that requests of similar length share programs
@@ -18,6 +20,8 @@ SLOTS = 128  # buffers come in multiples of this, so that requests of similar le
 
 class Decoder:
     """Continues prompts with a model; each size of piece compiles once, whatever is sampled.
+
+    `decoder_of` gives the one that a process already has for a model.
 
     ids: token ids that may be drawn, 0 .. ids - 1 (a model's table may be larger than its
     tokenizer's vocabulary); all if None.
@@ -41,7 +45,8 @@ class Decoder:
         temperature 0 takes the most likely token; otherwise a token is drawn from the softmax of
         logits / temperature, among the fewest most likely tokens whose probability reaches `top_p`.
         A length-dependent scheme is told N + count. Raises ConfigError and DataError on what is
-        impossible, before anything compiles; Refusal where a layer has no step form.
+        impossible (a table of positions that ends before the last token among them), before
+        anything compiles; Refusal where a layer has no step form.
         """
         prompt = np.asarray(prompt)
         if prompt.ndim != 2 or not prompt.size or not np.issubdtype(prompt.dtype, np.integer):
@@ -56,6 +61,9 @@ class Decoder:
         if temperature < 0 or not 0 < top_p <= 1:
             raise ConfigError(f"temperature={temperature} must be 0 or more, and top_p={top_p} in "
                               "(0, 1]")
+        # The last token is never read; a stream tells each piece its place, so its ids are unknown.
+        call = lambda v, tokens, seq: self.model.apply(v, tokens, seq, None, method="predict")[0]
+        reach_of(self.model).require(call, variables, prompt.shape[1] + count - 1)
         how = dict(temperature=np.float32(temperature), top_p=np.float32(top_p),
                    key=jax.random.key(seed), told=np.int32(prompt.shape[1] + count))
         return self._stream(variables, prompt.astype(np.int32), count, how)
@@ -63,11 +71,11 @@ class Decoder:
     def _stream(self, variables, prompt: np.ndarray, count: int, how) -> Iterator[np.ndarray]:
         batch, length = prompt.shape
         slots = -(-(length + count) // SLOTS) * SLOTS
-        # Placed as the outputs will be: a step of another sharding would be another program.
-        prompt, state = _placed((jnp.asarray(prompt), self._fresh(batch, slots)))
-        start = 0
+        # Placed as the outputs will be: a step of another sharding would be another program. Cut on
+        # the host: a slice on the device is a small program for each place.
+        state, start = _placed(self._fresh(batch, slots)), 0
         for size in pieces(length):
-            part = jax.lax.slice_in_dim(prompt, start, start + size, axis=1)
+            part = _placed(jnp.asarray(prompt[:, start:start + size]))
             token, state = self._advance(variables, part, np.int32(start), state=state, **how)
             start += size
         for _ in range(count - 1):  # the next step is under way while its input is looked at
@@ -83,6 +91,16 @@ class Decoder:
         known = jnp.where(jnp.arange(logits.shape[-1]) < self.ids, logits, -jnp.inf)
         token = sample(known, jax.random.fold_in(key, start), temperature, top_p)
         return jnp.where(jnp.isnan(logits).any(-1), -1, token), state
+
+
+def decoder_of(model: Any, ids: int | None = None) -> Decoder:
+    """The decoder of a model, whose programs serve every call, also of an equal model."""
+    return _decoder(Same(model), ids)
+
+
+@functools.lru_cache(maxsize=16)
+def _decoder(same: Same, ids: int | None) -> Decoder:
+    return Decoder(same.model, ids)
 
 
 def _placed(tree: Any) -> Any:
@@ -116,5 +134,6 @@ def _checked(token: jax.Array, at: int) -> np.ndarray:
     token = np.asarray(token)
     if (token < 0).any():
         raise DataError(f"the logits of token {at} are not numbers: a model that diverged, or a "
-                        "scheme whose table ends before it; ask for fewer tokens")
+                        "table that the tokens themselves read past (a number of more digits "
+                        "than abacus has rows); look at its training, or ask for fewer tokens")
     return token

@@ -54,20 +54,21 @@ class Embed(nn.Module):
         init = free(nn.initializers.normal(1.0), ("width",))
         start = wide(self.param("start", init, (self.width,)))
         xavier = nn.initializers.xavier_normal()
-        layer = lambda name: Dense((self.width,), (None,), ("width",), use_bias=True, init=xavier,
-                                   name=name)
-        # both layers see the time as one more channel
-        first, second = layer("first"), layer("second")
-
-        def slope(module, time, point):
-            now = jnp.full((1,), time, point.dtype)
-            hidden = jax.nn.relu(first(jnp.concatenate([point, now])))
-            return second(jnp.concatenate([hidden, now]))
+        layer = lambda module, name: Dense((self.width,), (None,), ("width",), use_bias=True,
+                                           init=xavier, name=name, parent=module)
 
         def substep(module, point, number):
             """From one point to the next; gives the first."""
-            after = rk4(lambda t, p: slope(module, t, p), number * width, point, width)
-            return after, point
+            # Children of the body's own module: flax 0.12.10 and later let no other into a scan.
+            # Both layers see the time as one more channel.
+            first, second = layer(module, "first"), layer(module, "second")
+
+            def slope(time, point):
+                now = jnp.full((1,), time, point.dtype)
+                hidden = jax.nn.relu(first(jnp.concatenate([point, now])))
+                return second(jnp.concatenate([hidden, now]))
+
+            return rk4(slope, number * width, point, width), point
 
         width = STEP / self.substeps
         scan = nn.scan(substep, variable_broadcast="params", split_rngs={"params": False})

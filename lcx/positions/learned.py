@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lcx.lanes import Sequence
+from lcx.errors import TableEnd
+from lcx.lanes import Sequence, known
 from lcx.positions import Position
 from lcx.weights import free
 
@@ -18,7 +19,7 @@ class Learned(Position):
     """Learned absolute embedding (GPT-2, BERT; arXiv:1810.04805): x_i + P[id_i].
 
     rows: ids that have a vector, train_length if None. It cannot extrapolate: an id without a
-    vector (too large, negative, fractional) raises ValueError where the ids are known while the
+    vector (too large, negative, fractional) raises TableEnd where the ids are known while the
     program is traced, and gives NaN where they are not. Nothing is clamped.
     scale: initial deviation relative to the token embeddings (1 in GPT-2 and BERT).
     """
@@ -52,11 +53,11 @@ class Embed(nn.Module):
 def look_up(table, seq: Sequence, axis: int = 0) -> jax.Array:
     """The row of `table` [rows,D] of each id on an axis: [B,T,D], zero at padding.
 
-    An id without a row raises ValueError where the ids are known while the program is traced, and
+    An id without a row raises TableEnd where the ids are known while the program is traced, and
     gives NaN where they are not.
     """
     rows = table.shape[0]
-    if not any(isinstance(a, jax.core.Tracer) for a in (seq.ids, seq.segment)):
+    if known(seq.ids, seq.segment):
         _refuse_outside(seq, rows, axis)
     ids = seq.ids[..., axis]
     inside, padding = _inside(ids, rows), _padding(seq.segment)
@@ -81,6 +82,6 @@ def _refuse_outside(seq: Sequence, rows: int, axis: int) -> None:
     inside = _inside(ids, rows) | padding
     if not inside.all():
         outside = np.broadcast_to(ids, inside.shape)[~inside]
-        raise ValueError(f"the position table has vectors for ids 0..{rows - 1}, not for "
-                         f"{outside[-1]:g}: train with a larger `rows`, or test a scheme that "
-                         "extrapolates")
+        raise TableEnd(f"the position table has vectors for ids 0..{rows - 1}, not for "
+                       f"{outside[-1]:g}: train with a larger `rows`, or test a scheme that "
+                       "extrapolates")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from lcx.errors import ConfigError, DataError, did_you_mean
 from lcx.lanes import sequence
+from lcx.model.reach import Same, reach_of
 from lcx.ops.attention import api
 from lcx.types import wide_dtype
 
@@ -39,17 +41,24 @@ def capture(model: Any, variables: Any, inputs: np.ndarray,
         raise DataError(f"token ids must lie in 0..{model.vocab_size - 1}; encode the text with "
                         "the tokenizer that the model was trained with")
 
-    def run(variables):
-        return model.apply(variables, inputs, sequence(1, inputs.shape[1]),
-                           mutable=["intermediates"])[1]["intermediates"]
-
-    with nn.intercept_methods(_weigh if "attention" in what else _as_it_is):
-        found = jax.jit(run)(variables)
+    reach_of(model).require(model.apply, variables, inputs.shape[1])
+    found = _program(Same(model), "attention" in what)(variables, inputs)
     layers = _by_depth(found["layers"], model.depth // len(model.layers), len(model.layers), what)
     if what == ("attention",) and not any(layers):
         raise ConfigError("no layer of this model has attention weights: its mixers have no "
                           "softmax; capture 'inner' for what they compute")
     return layers
+
+
+@functools.lru_cache(maxsize=16)
+def _program(same: Same, weigh: bool):
+    """The jitted capturing call of a model; jit keeps one executable per shape."""
+    def run(variables, inputs):
+        with nn.intercept_methods(_weigh if weigh else _as_it_is):
+            return same.model.apply(variables, inputs, sequence(1, inputs.shape[1]),
+                                    mutable=["intermediates"])[1]["intermediates"]
+
+    return jax.jit(run)
 
 
 def _weigh(method, args, kwargs, context):

@@ -10,7 +10,7 @@ import numpy as np
 
 from lcx import sharding
 from lcx.errors import ConfigError
-from lcx.model.decode import Decoder
+from lcx.model.decode import decoder_of
 from lcx.ops.attention import api as attention
 from lcx.study.restore import Run
 
@@ -26,13 +26,13 @@ def generate(run: Run, prompt: str, tokens: int, *, temperature: float = 0.0, to
     ids = np.asarray(run.data.tokenizer.encode(prompt.encode("utf-8")), np.int32)
     if not len(ids):
         raise ConfigError("the prompt has no tokens; give at least one to continue")
-    decoder = Decoder(run.model, run.data.vocab_size)
-    stream = decoder.generate(run.variables, ids[None], tokens, temperature=temperature,
-                              top_p=top_p, seed=seed)
+    mesh, backend = sharding.make_mesh(**run.config.runtime.mesh), run.config.runtime.backend
+    with jax.set_mesh(mesh), attention.backend(backend):
+        stream = decoder_of(run.model, run.data.vocab_size).generate(
+            run.variables, ids[None], tokens, temperature=temperature, top_p=top_p, seed=seed)
     text = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    mesh = sharding.make_mesh(**run.config.runtime.mesh)
     for number in range(1, tokens + 1):
         # Entered for each token: a generator that is left alone must not keep the mesh set.
-        with jax.set_mesh(mesh), attention.backend(run.config.runtime.backend):
+        with jax.set_mesh(mesh), attention.backend(backend):
             token = int(next(stream)[0])
         yield token, text.decode(run.data.tokenizer.decode([token]), final=number == tokens)

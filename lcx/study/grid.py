@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -102,6 +103,14 @@ def by_class(grid: Grid) -> str:
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip()
                      for row in rows)
+
+
+def members(grid: Grid, width: int = 100) -> str:
+    """The schemes of each class by name, for `by_class` counts them."""
+    start = max(map(len, grid.classes), default=0) + 2
+    return "\n".join(textwrap.fill(", ".join(names), width, initial_indent=kind.ljust(start),
+                                    subsequent_indent=" " * start)
+                     for kind, names in grid.classes.items())
 
 
 def by_scheme(grid: Grid) -> str:

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +88,17 @@ class TrainedRun(Run):
                 f"{self.step} steps, {self.parameters:,} parameters")
 
 
-def load(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainedRun:
+def load(folder: str | Path,
+         overrides: str | Sequence[str] | Mapping[str, Any] | None = None) -> TrainedRun:
     """Open a run at its last checkpoint, verified.
 
-    overrides: config keys to open it under, as {"experiment.model.position": "yarn"}: the same
-    weights under another scheme. Raises ConfigError where the folder is no run, a key is unknown or
-    an override reaches no layer, CheckpointError on damage.
+    overrides: what to open it under (the same weights under another scheme), as after `--override`
+    or `--config.` of a command ("position=yarn,factor=8", or a list of such), or as a dict of
+    config keys ({"experiment.model.position": dict(name="yarn", factor=8)}). Raises ConfigError
+    where the folder is no run, a key is unknown or an override reaches no layer, CheckpointError on
+    damage.
     """
-    folder = Path(folder).expanduser()
+    folder, overrides = Path(folder).expanduser(), configs.read_overrides(overrides)
     if not (folder / "config.json").is_file() and (found := _runs(folder)):
         raise ConfigError(f"{folder} holds several runs; name one: {'; '.join(found)}")
     config = configs.load(config_file(folder))

@@ -15,7 +15,7 @@ from lcx.data import EvaluationDocument
 from lcx.errors import ConfigError, DataError
 from lcx.eval.ladder import out_of_memory
 from lcx.eval.lengths import contexts
-from lcx.eval.scorer import refusal, stream
+from lcx.eval.scorer import stream
 from lcx.eval.statistics import bootstrap
 from lcx.eval.tally import Sums, exp
 from lcx.eval.targets import Targets, choose
@@ -81,8 +81,7 @@ def _measure(run: Run, texts, chosen: Targets, context: int, length: int, batch_
             raise
         return "out of memory: pass a smaller batch_tokens, or chunk=..."
     if not finite:
-        told = refusal(run.model, run.variables, windows)
-        return f"refused: {told}" if told else "nan: some losses are not finite"
+        return "nan: some losses are not finite"
     return sums
 
 

@@ -18,6 +18,7 @@ from lcx.errors import ConfigError, did_you_mean
 from lcx.eval import exact
 from lcx.eval.lengths import contexts
 from lcx.model import build_model, has_position_parameters
+from lcx.model.reach import reach_of
 from lcx.ops.attention import api as attention
 from lcx.study.start import source_of
 from lcx.study.under import variants
@@ -94,13 +95,18 @@ def with_data(config: ConfigDict) -> tuple[ConfigDict, Any]:
 
 @functools.singledispatch
 def check_reach(data: Any, config: ConfigDict) -> None:
-    """Raise where the data cannot serve the config's ladder; one function per kind of data."""
+    """Raise where the data cannot serve the config's ladder, or the model's tables the rows of
+    training; one function per kind of data."""
     raise TypeError(f"no ladder for data of type {type(data).__name__}")
 
 
 @check_reach.register
 def _(data: data_library.Data, config: ConfigDict) -> None:
     documents_of(config, data)
+    longest = config.experiment.data.train_length
+    if data.packing.segments:  # ids start again with each document
+        longest = min(longest, int(data.splits["train"].lengths.max()))
+    _check_tables(config, data.vocab_size, longest)
 
 
 @check_reach.register
@@ -108,6 +114,15 @@ def _(data: data_library.TaskData, config: ConfigDict) -> None:
     for length in exact.lengths(config.experiment.data.train_length,
                                 config.experiment.eval.max_factor):
         data.task.check(length)
+    _check_tables(config, data.vocab_size, config.experiment.data.train_length)
+
+
+def _check_tables(config: ConfigDict, vocab_size: int, length: int) -> None:
+    """Raise TableEnd where a table of positions is shorter than what training reads of it."""
+    size = config.experiment.model.vocab_size or vocab_size
+    with attention.backend(config.runtime.backend):
+        model = model_of(apply(config, {"experiment.model.vocab_size": size}))
+        reach_of(model).require(model.init, jax.random.key(0), length)
 
 
 def documents_of(config: ConfigDict,

@@ -22,7 +22,8 @@ class Files:
     """Text files by path, folder (searched downwards, hidden entries left out) or glob.
 
     patterns: file names taken from folders, such as ("*.txt", "*.md"); exclude: names left out.
-    separator: text that ends a document, for one big file of many; None keeps files whole.
+    separator: text that ends a document, for one big file of many; None keeps files whole. One that
+    is in none of the files is an error, for it would change nothing.
     on_bad: "raise" on a file that is not UTF-8 text, or "skip" and count it.
     max_bytes: the largest document; a larger one is bad (guards against sparse and runaway files).
     Raises DataError on a path that does not exist or holds nothing.
@@ -42,11 +43,19 @@ class Files:
 
     def documents(self) -> Iterator[Document | Skip]:
         """(name, bytes) sorted by path; a name starts at the folder that was given."""
+        read = cut = 0
         for name, path in self._paths():
             try:
-                yield from self._read(name, path)
+                for item in self._read(name, path):
+                    size = len(item.text) if isinstance(item, Document) else item.num_bytes
+                    read, cut = read + size, cut + item.removed
+                    yield item
             except OSError:
                 yield Skip(name, "unreadable", 0)
+        if self.separator is not None and read and not cut:
+            raise DataError(f"the separator {self.separator!r} is in none of the files (do their "
+                            "lines end in \\r\\n?), so each is one document; correct it, or set "
+                            "separator=None to keep files whole")
 
     def identity(self) -> dict[str, Any] | None:
         """None: files change under one's hands, so the content itself is hashed."""

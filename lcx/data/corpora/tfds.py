@@ -105,8 +105,10 @@ class Tfds:
             return None
 
     def _source(self, builder, split: str):
+        splits = builder.info.splits
+        sizes = ", ".join(f"{name} {splits[name].num_examples}" for name in sorted(splits))
         try:
-            return builder.as_data_source(split=split)
+            source = builder.as_data_source(split=split) if splits[split].num_examples else None
         except NotImplementedError as error:
             raise DataError(
                 f"TFDS dataset '{self.dataset}' on this disk is not ArrayRecord, which reading "
@@ -114,8 +116,13 @@ class Tfds:
                 "--out_file_format=array_record) or prepare it again in another data_dir"
             ) from error
         except (ValueError, KeyError) as error:
-            raise DataError(f"TFDS dataset '{self.dataset}' has no split '{split}'; it has: "
-                            f"{', '.join(sorted(builder.info.splits))}") from error
+            why = f" ({str(error).splitlines()[0]})" if "[" in split and str(error) else ""
+            raise DataError(f"TFDS dataset '{self.dataset}' has no split '{split}'{why}; it has "
+                            f"(examples): {sizes}") from error
+        if source is None:
+            raise DataError(f"the split '{split}' of TFDS dataset '{self.dataset}' is empty; take "
+                            f"more of it (examples: {sizes})")
+        return source
 
 
 def _text(value: Any, feature: str) -> bytes:

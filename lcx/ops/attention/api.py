@@ -36,6 +36,11 @@ def backend(name: str):
         _chosen.reset(token)
 
 
+def chosen() -> str:
+    """The backend that is named here, or "auto": programs that differ in it are not the same."""
+    return _chosen.get()
+
+
 def attend(queries: pairs.Queries, keys: pairs.Keys, lanes, *, rotary_dim: int, scale: float,
            causal: bool = True, window: int | None = None, chunk: int | None = None,
            **other) -> jax.Array:
