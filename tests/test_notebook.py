@@ -183,9 +183,9 @@ def test_several_overrides_and_what_is_none():
     assert dict(read_overrides(["position=no_pe", "max_factor=4", "runtime.backend=chunked"])) == {
         "experiment.model.position": dict(name="no_pe"), "experiment.eval.max_factor": 4,
         "runtime.backend": "chunked"}
-    assert dict(read_overrides({"chunk": None, "max_factor": 8, "position": ["rope", "log_n"]})) == {
-        "experiment.eval.chunk": None, "experiment.eval.max_factor": 8,
-        "experiment.model.position": ["rope", "log_n"]}
+    assert read_overrides({"chunk": None, "max_factor": 8, "position": ["rope", "log_n"]}) == [
+        ("experiment.eval.chunk", None), ("experiment.eval.max_factor", 8),
+        ("experiment.model.position", ["rope", "log_n"])]
     assert read_overrides(None) == read_overrides({}) == read_overrides([]) == []
     for given, told in ((5, "a text .position=yarn"), ([5], "a text"), ("yarn", "KEY=VALUE"),
                         ("positon=yarn", "did you mean 'position'")):
