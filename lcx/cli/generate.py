@@ -36,16 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from lcx.config import load, parse_short
+    from lcx.config import parse_short
     from lcx.study.generation import generate
+    from lcx.study.here import stored_config
     from lcx.study.preflight import check, under
-    from lcx.study.restore import config_file, open_run
+    from lcx.study.restore import open_run
 
     folder = Path(arguments.run_folder)
-    config = load(config_file(folder), arguments.overrides)
+    config = stored_config(folder, arguments.overrides)
     if arguments.override:
         config = under(config, dict(parse_short(text) for text in arguments.override))
-    check(config)
+    check(config, training=False)
     opened = open_run(folder, config)
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     if not arguments.json:

@@ -2,10 +2,13 @@
 
 from lcx.config.base import COMPONENTS, base_config, is_component
 from lcx.config.check import validate
-from lcx.config.identity import canonical_json, code_version, resolve, run_id
-from lcx.config.load import from_values, load, load_space, load_sweep, split_spec
+from lcx.config.essence import run_id
+from lcx.config.identity import canonical_json, code_version, resolve
+from lcx.config.load import load, load_space, load_sweep, split_spec
 from lcx.config.override import apply, assign, parse_override
 from lcx.config.short import parse_short
+from lcx.config.start import settled
+from lcx.config.stored import from_values
 
 __all__ = [
     "COMPONENTS",
@@ -23,6 +26,7 @@ __all__ = [
     "parse_short",
     "resolve",
     "run_id",
+    "settled",
     "split_spec",
     "validate",
 ]

@@ -19,6 +19,7 @@ from lcx.config.check import validate
 from lcx.config.identity import resolve
 from lcx.config.override import apply, assign, assign_all, leaf_paths, parse_override
 from lcx.config.start import settled
+from lcx.config.stored import FACTS
 from lcx.errors import ConfigError, did_you_mean
 from lcx.labels import file_name
 
@@ -29,11 +30,15 @@ def load(spec: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config
     `overrides` is text ("experiment.train.steps=10") or a dict of dotted paths.
     Raises ConfigError naming the key and what was probably meant.
     """
+    return settled(_unsettled(spec, overrides))
+
+
+def _unsettled(spec: str, overrides: Iterable[str] | Mapping[str, Any]) -> ConfigDict:
     path, argument = split_spec(spec)
     if path.suffix == ".json":
         values = _read_json(path)
         if isinstance(values, dict):
-            values.pop("code_version", None)  # a run's config.json says which code resolved it
+            values = {key: values[key] for key in values if key not in FACTS}
     else:
         values = _call(path, _module(path), "get_config", argument)
     if not isinstance(values, Mapping | ConfigDict):
@@ -46,13 +51,7 @@ def load(spec: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config
         overrides = list(overrides.items())
     for key, value in overrides:
         assign(config, key, value)
-    return settled(validate(_named(config, path, argument)))
-
-
-def from_values(values: Mapping[str, Any]) -> ConfigDict:
-    """The checked config of a resolved one (`resolve`, or JSON)."""
-    config = base_config()
-    assign_all(config, resolve(values))
+    config = _named(config, path, argument)
     return validate(config)
 
 
@@ -62,16 +61,16 @@ def load_sweep(spec: str, overrides: Iterable[str] = ()) -> list[tuple[dict[str,
     A file without `sweep` is a sweep of one. `overrides` are laid over every member.
     """
     path, argument = split_spec(spec)
-    config = load(spec, overrides)
+    config, known = _unsettled(spec, overrides), {}
     if path.suffix == ".json" or not hasattr(module := _module(path), "sweep"):
-        return [({}, config)]
+        return [({}, settled(config))]
     members = []
     for member in _call(path, module, "sweep", argument):
         if not isinstance(member, Mapping):
             raise ConfigError(f"{path}: sweep() must yield dicts of overrides, got {member!r}")
         # The command line has the last word, as it has over the file.
         new = apply(apply(config, member), dict(parse_override(text) for text in overrides))
-        members.append((dict(member), settled(validate(_named(new, path, argument)))))
+        members.append((dict(member), settled(validate(_named(new, path, argument)), known)))
     if not members:
         raise ConfigError(f"{path}: sweep() yields no members")
     return members

@@ -16,11 +16,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lcx import train
-from lcx.config import code_version, load, parse_short, resolve, run_id
+from lcx.data import tokenizer_of
+from lcx.config import apply, code_version, parse_short, resolve, run_id, settled
+from lcx.config.stored import config_in, facts
 from lcx.errors import ConfigError
 from lcx.labels import visible
 from lcx.ops.attention import api as attention
+from lcx.study.adopt import adopt, knows_content
 from lcx.study.evaluate import during, evaluate, evaluate_all
+from lcx.study.here import stored_config
 from lcx.study.logs import Plain
 from lcx.study.preflight import (
     check,
@@ -31,11 +35,11 @@ from lcx.study.preflight import (
     variants,
     with_data,
 )
-from lcx.study.restore import config_file
 from lcx.study.run_folder import folder_of
 from lcx.study.start import source_of
 from lcx.study.status import locked, read_status, write_atomically, write_status
 from lcx.study.versions import settle
+from lcx.train import checkpoint
 from lcx.train.checkpoint import saved
 from lcx.train.start import start_from
 
@@ -49,13 +53,18 @@ def run_member(config: ConfigDict, folder: str | Path | None = None, *,
     Whatever ends it is written to status.json and raised again. Raises Busy where another process
     holds the folder.
     """
+    config = settled(apply(config, {}))
     folder = Path(folder or folder_of(config))
     with locked(folder), _logged(folder) as write_log:
         settle(folder, old)
+        if not adopt(folder, config):
+            raise ConfigError(
+                f"{folder} was trained on other text than lies at its paths now: restore that, or "
+                "train anew under another --config.runtime.name")
         if (status := read_status(folder))["state"] == "finished":
             return status
         write_atomically(folder / "config.json", json.dumps(
-            {**resolve(config), "code_version": code_version()[0]}, sort_keys=True) + "\n")
+            {**resolve(config), **facts(config, folder)}, sort_keys=True) + "\n")
         with _status(folder, write_log, "training") as now:
             began = time.monotonic()
             train_member(config, folder)
@@ -75,16 +84,19 @@ def evaluate_member(folder: str | Path, overrides: Sequence[str] = (),
     `schemes` (position=yarn,factor=8) is an evaluation of its own.
     """
     folder = Path(folder)
-    own, config = load(config_file(folder)), load(config_file(folder), overrides)
+    config = stored_config(folder, overrides)
+    if not knows_content(folder, config):
+        with locked(folder):
+            adopt(folder, config)
     ways = [under(config, dict([parse_short(text)])) for text in schemes]
-    if not ways and run_id(config) != run_id(own):
+    if not ways and run_id(config) != run_id(config_in(folder)):
         ways = [under(config, {})]
-    for way in ways:
-        check(way)
+    for way in ways or [config]:
+        check(way, training=False)
     with locked(folder), _logged(folder) as write_log:
         if not ways:
             with _status(folder, write_log, "evaluating"):
-                return evaluate_all(folder)
+                return evaluate_all(folder, config)
         seen = []
         return [row for way in ways for row in evaluate(folder, way, seen)]
 
@@ -93,10 +105,13 @@ def train_member(config: ConfigDict, folder: Path) -> None:
     """Train to the last step; the parameters are in the folder's checkpoints."""
     check(config)
     use_compile_cache(config)
-    full, data = with_data(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    full, data = with_data(config, tokenizer_of(config.experiment.data, folder))
+    data.keep(folder)
     for one in (full, *variants(full)):
         check_reach(data, one)  # what the ladder would refuse after training is refused now
-    model, source = model_of(full), source_of(config)
+    model = model_of(full)
+    source = None if checkpoint.steps(folder / "checkpoints") else source_of(config)
     with attention.backend(config.runtime.backend):
         train.train(full, data.train_batches(model.data_transform()), folder, model=model,
                     code_version=code_version()[0], measure=during(config, data, model, folder),

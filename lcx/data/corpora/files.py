@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lcx.data.documents import Document, Skip, check_policy
+from lcx.data.survey import content_of
 from lcx.errors import ConfigError, DataError
 
 BLOCK = 1 << 20
@@ -25,6 +26,8 @@ class Files:
     separator: text that ends a document, for one big file of many; None keeps files whole.
     on_bad: "raise" on a file that is not UTF-8 text, or "skip" and count it.
     max_bytes: the largest document; a larger one is bad (guards against sparse and runaway files).
+    content: the sha256 of the texts in order, filled in when a config is read; a run is known by it
+    and not by its paths. Files that differ from it are refused.
     Raises DataError on a path that does not exist or holds nothing.
     """
 
@@ -34,6 +37,7 @@ class Files:
     separator: str | None = None
     on_bad: str = "raise"
     max_bytes: int = 256 << 20
+    content: str = ""
 
     def __post_init__(self):
         check_policy(self.on_bad)
@@ -51,6 +55,10 @@ class Files:
     def identity(self) -> dict[str, Any] | None:
         """None: files change under one's hands, so the content itself is hashed."""
         return None
+
+    def read_content(self) -> str:
+        """The `content` of these files as they are now."""
+        return content_of(self)
 
     def _paths(self) -> Iterator[tuple[str, Path]]:
         given = [self.paths] if isinstance(self.paths, (str, os.PathLike)) else list(self.paths)
