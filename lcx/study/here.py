@@ -44,11 +44,12 @@ def here(config: ConfigDict) -> ConfigDict:
     runtime, default = config.runtime, base_config().runtime
     try:
         sharding.make_mesh(**runtime.mesh)
-    except ConfigError as error:
-        _tell("mesh", resolve(runtime.mesh), resolve(default.mesh), str(error))
+    except ConfigError:
+        _tell("mesh", resolve(runtime.mesh), resolve(default.mesh),
+              f"devices here: {jax.device_count()}")
         runtime.mesh = default.mesh
     if not attention.available(runtime.backend):
-        _tell("backend", runtime.backend, default.backend, f"no {jax.default_backend()} has it")
+        _tell("backend", runtime.backend, default.backend, f"here: {jax.default_backend()}")
         runtime.backend = default.backend
     for key in ("data_cache", "compile_cache"):
         where = runtime[key]
@@ -59,5 +60,5 @@ def here(config: ConfigDict) -> ConfigDict:
 
 
 def _tell(key: str, stored: Any, new: Any, why: str) -> None:
-    log.warning("this run's runtime.%s=%s is of another machine (%s): %r is taken here", key,
-                stored, why, new)
+    log.warning("the run's runtime.%s=%s is of another machine (%s); %r is taken", key, stored,
+                why, new)

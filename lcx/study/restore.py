@@ -68,8 +68,7 @@ def open_run(folder: str | Path, config: ConfigDict | None = None,
     Raises CheckpointError on damage, CheckpointMismatch listing leaves of another shape.
     """
     folder = Path(folder)
-    own = stored_config(folder)
-    config = config or own
+    own, config = config_in(folder), config or stored_config(folder)
     use_compile_cache(config)
     alike = resolve(config.experiment.data.tokenizer) == resolve(own.experiment.data.tokenizer)
     tokenizer = data_library.tokenizer_of(config.experiment.data, folder) if alike else None

@@ -72,7 +72,7 @@ def run_member(config: ConfigDict, folder: str | Path | None = None, *,
             if not test:
                 return write_status(folder, "waiting", note="trained, not evaluated", **now)
             write_status(folder, "running", doing="evaluating", **now)
-            evaluate_all(folder)
+            evaluate_all(folder, config)
         return read_status(folder)
 
 

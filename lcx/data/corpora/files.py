@@ -95,7 +95,8 @@ class Files:
                                 f"folder that it starts from ({os.getcwd()})")
             yield from ((p.name, p) for p in matches)
         else:
-            raise DataError(f"no such file or folder: '{entry}' (from {os.getcwd()}); check paths")
+            raise DataError(f"no such file or folder: '{entry}' (from {os.getcwd()}); check paths "
+                            "(a run's files have moved? --config.experiment.data.corpus.paths=...)")
 
     def _wanted(self, name: str) -> bool:
         return (any(fnmatch.fnmatch(name, p) for p in _listed(self.patterns))
