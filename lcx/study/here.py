@@ -54,11 +54,11 @@ def here(config: ConfigDict) -> ConfigDict:
     for key in ("data_cache", "compile_cache"):
         where = runtime[key]
         if where and where != default[key] and not Path(where).expanduser().is_dir():
-            _tell(key, where, default[key], "there is no such folder")
+            _tell(key, where, default[key], "there is no such folder", logging.INFO)
             runtime[key] = default[key]
     return config
 
 
-def _tell(key: str, stored: Any, new: Any, why: str) -> None:
-    log.warning("the run's runtime.%s=%s is of another machine (%s); %r is taken", key, stored,
-                why, new)
+def _tell(key: str, stored: Any, new: Any, why: str, level: int = logging.WARNING) -> None:
+    log.log(level, "the run's runtime.%s=%s is of another machine (%s); %r is taken", key, stored,
+            why, new)
