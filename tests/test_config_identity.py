@@ -41,8 +41,8 @@ def test_a_default_that_moves_is_told_to_the_ids():
     stored, today = json.loads(DEFAULTS.read_text()), defaults_of_today()
     moved = [key for key in stored if key in today
              and not essence.same(essence.BORN.get(key, today[key]), stored[key])]
-    assert not moved, (f"{moved}: a stored run without these keys had the old defaults; write those "
-                       "into lcx.config.essence.BORN, and the ids of both stay apart")
+    assert not moved, (f"{moved}: a stored run without these keys had the old defaults; write "
+                       "them into lcx.config.essence.BORN, and the ids of both stay apart")
     new = sorted(today.keys() - stored.keys())
     assert not new, f"run `python -m tests.test_config_identity` to add {new} to {DEFAULTS.name}"
 

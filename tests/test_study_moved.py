@@ -1,4 +1,4 @@
-"""Runs whose corpus, machine or name is another by now: what opens, what is found, what rows say."""
+"""Runs whose corpus, machine or id is another by now: what opens, what is found, what rows say."""
 
 import hashlib
 import json

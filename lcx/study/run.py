@@ -16,9 +16,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lcx import train
-from lcx.data import tokenizer_of
 from lcx.config import apply, code_version, parse_short, resolve, run_id, settled
 from lcx.config.stored import config_in, facts
+from lcx.data import tokenizer_of
 from lcx.errors import ConfigError
 from lcx.labels import visible
 from lcx.ops.attention import api as attention
