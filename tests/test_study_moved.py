@@ -129,8 +129,9 @@ def test_moved_arms_are_compared(study, tmp_path_factory):
     ({"mesh": {"data": 16, "fsdp": 1, "tensor": 1}}, {"mesh"}),
     ({"mesh": {"data": 1, "fsdp": 3, "tensor": 1}}, {"mesh"}),
     ({"mesh": {"data": -1, "fsdp": 1, "tensor": 1}, "backend": "cudnn",
-     "data_cache": "/nowhere/cache", "compile_cache": "/nowhere/xla", "out": "/nowhere/runs",
-     "start_folder": "/nowhere/run", "trackers": {"name": "wandb"}},
+     "data_cache": "ROOT/nowhere/cache", "compile_cache": "ROOT/nowhere/xla",
+     "out": "ROOT/nowhere/runs",
+     "start_folder": "ROOT/nowhere/run", "trackers": {"name": "wandb"}},
      {"backend", "data_cache", "compile_cache"}),
 ])
 def test_a_run_of_another_machine_opens(study, runtime, told, caplog, capsys, monkeypatch):
@@ -139,6 +140,7 @@ def test_a_run_of_another_machine_opens(study, runtime, told, caplog, capsys, mo
     monkeypatch.setenv("LCX_DATA", str(study[0] / "runs/cache"))
     root, config, folder = study
     before = records.read(folder)
+    runtime = json.loads(json.dumps(runtime).replace("ROOT", str(root)))
     edit(folder, lambda values: values["runtime"].update(runtime))
     run = lcx.load(folder)
     assert len(run.generate("the number", 3)) > 0
@@ -276,6 +278,34 @@ def test_a_run_starts_from_an_old_id(study):
     assert {run_id(one) for one in again} == {run_id(by_folder)}
     assert source_of(starts[0]) == old  # a stored second stage still finds it
     assert source_of(first) is None
+
+
+def test_an_old_second_stage_is_found(study):
+    """Its folder, and the source that its config.json names, both go by old ids."""
+    root, config, folder = study
+    second = {**CHANGES, "experiment.seed": 1, "experiment.eval.overrides": None,
+              "experiment.train.steps": 1}
+    start = lambda source: load(str(root / "tiny.py"), {
+        **second, "experiment.train.start_from": str(source)})
+    by_old_code = start(folder)
+    assert run_member(by_old_code)["state"] == "finished"
+    stage = folder_of(by_old_code)
+    source = aged(config, folder)
+    by_old_code.experiment.train.start_from = source.name
+    stage = aged(by_old_code, stage)
+    today = start(source)
+    assert today.experiment.train.start_from != source.name and folder_of(today) == stage
+    assert run_member(today)["state"] == "finished"
+    assert {row["run"] for row in records.read(stage)} == {run_id(today)}
+    # Once there is a checkpoint the source is needed no more.
+    shutil.rmtree(source)
+    write_status(stage, "running", pid=0, code_version=code_version()[0])
+    check_data(today)
+    assert run_member(today)["state"] == "finished"
+
+
+def test_a_start_that_is_not_there_is_said(study):
+    root = study[0]
     missing = load(str(root / "tiny.py"), {**CHANGES, "experiment.train.start_from": "0123456789"})
     with pytest.raises(ConfigError, match="no run 0123456789"):
         check_data(missing)

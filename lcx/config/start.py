@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from lcx.config.content import with_content
 from lcx.config.essence import run_id
-from lcx.config.stored import ID, config_in, find, ids_in
+from lcx.config.stored import ID, config_in, ids_in, place_of
 from lcx.errors import ConfigError
 
 
@@ -35,11 +35,3 @@ def settled(config: ConfigDict, known: dict[str, str] | None = None) -> ConfigDi
         except ConfigError:  # `source_of` says so, where it is needed
             pass
     return with_content(config, known)
-
-
-def place_of(config: ConfigDict) -> Path | None:
-    """The folder of `experiment.train.start_from`, an id, or None where there is none."""
-    if config.runtime.start_folder:
-        return Path(config.runtime.start_folder).expanduser()
-    out, wanted = Path(config.runtime.out).expanduser(), config.experiment.train.start_from
-    return next(iter(sorted(out.glob(f"*/{wanted}"))), None) or find(out.glob("*/*"), wanted)

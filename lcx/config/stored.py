@@ -17,7 +17,7 @@ from lcx.config.check import validate
 from lcx.config.content import without_content
 from lcx.config.essence import SCHEMA, run_id
 from lcx.config.identity import canonical_json, code_version, resolve
-from lcx.config.override import assign_all
+from lcx.config.override import apply, assign_all
 from lcx.errors import ConfigError
 
 ID = re.compile(r"[0-9a-f]{10}")
@@ -75,10 +75,25 @@ def is_run(folder: Path, config: ConfigDict) -> bool:
     """Whether a folder holds the run of a config; ConfigError where it holds none.
 
     A folder that was made before contents were hashed knows its corpus by the path alone: it is
-    compared by the path, and by the content when its checkpoint is opened (`lcx.study.recognise`).
+    compared by the path, and by the content when its checkpoint is opened (`lcx.study.adopt`).
     """
     stored = _read(*_state(folder))[0]
-    return run_id(stored) == run_id(without_content(config, stored))
+    return run_id(with_start(stored, config)) == run_id(without_content(config, stored))
+
+
+def with_start(stored: ConfigDict, config: ConfigDict) -> ConfigDict:
+    """A stored config which names the run that it started from as `config` does.
+
+    They may name one run by ids of two schemas; where they name two, nothing is changed.
+    """
+    before, now = (one.experiment.train.start_from for one in (stored, config))
+    if before == now or None in (before, now) or (source := place_of(config)) is None:
+        return stored
+    try:
+        same = {before, now} <= ids_in(source)
+    except ConfigError:
+        return stored
+    return apply(stored, {"experiment.train.start_from": now}) if same else stored
 
 
 def find(folders: Iterator[Path], wanted: ConfigDict | str) -> Path | None:
@@ -93,6 +108,14 @@ def find(folders: Iterator[Path], wanted: ConfigDict | str) -> Path | None:
         except ConfigError:
             continue
     return None
+
+
+def place_of(config: ConfigDict) -> Path | None:
+    """The folder of `experiment.train.start_from`, an id, or None where there is none."""
+    if config.runtime.start_folder:
+        return Path(config.runtime.start_folder).expanduser()
+    out, wanted = Path(config.runtime.out).expanduser(), config.experiment.train.start_from
+    return next(iter(sorted(out.glob(f"*/{wanted}"))), None) or find(out.glob("*/*"), wanted)
 
 
 def _state(folder: Path) -> tuple[Path, int, int]:

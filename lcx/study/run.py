@@ -22,7 +22,7 @@ from lcx.data import tokenizer_of
 from lcx.errors import ConfigError
 from lcx.labels import visible
 from lcx.ops.attention import api as attention
-from lcx.study.adopt import adopt, knows_content
+from lcx.study.adopt import adopt, up_to_date
 from lcx.study.evaluate import during, evaluate, evaluate_all
 from lcx.study.here import stored_config
 from lcx.study.logs import Plain
@@ -85,7 +85,7 @@ def evaluate_member(folder: str | Path, overrides: Sequence[str] = (),
     """
     folder = Path(folder)
     config = stored_config(folder, overrides)
-    if not knows_content(folder, config):
+    if not up_to_date(folder, config):
         with locked(folder):
             adopt(folder, config)
     ways = [under(config, dict([parse_short(text)])) for text in schemes]

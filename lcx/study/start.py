@@ -6,8 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from lcx.config.start import place_of
-from lcx.config.stored import config_in, ids_in
+from lcx.config.stored import config_in, ids_in, place_of
 from lcx.errors import ConfigError
 from lcx.train import checkpoint
 
