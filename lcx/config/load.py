@@ -51,8 +51,7 @@ def _unsettled(spec: str, overrides: Iterable[str] | Mapping[str, Any]) -> Confi
         overrides = list(overrides.items())
     for key, value in overrides:
         assign(config, key, value)
-    config = _named(config, path, argument)
-    return validate(config)
+    return validate(_named(config, path, argument))
 
 
 def load_sweep(spec: str, overrides: Iterable[str] = ()) -> list[tuple[dict[str, Any], ConfigDict]]:
