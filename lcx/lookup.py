@@ -100,6 +100,17 @@ def _default(field: dataclasses.Field) -> Any:
     return field.default
 
 
+def stated(component: Any) -> dict[str, Any]:
+    """A component's name and the options that differ from their defaults.
+
+    What is hashed of it: an option that is new tomorrow then changes nothing of today.
+    """
+    cls = type(component)
+    found = {key: (getattr(component, key), default) for key, default in fields(cls).items()}
+    return {"name": file_name(cls), **{key: value for key, (value, default) in found.items()
+                                       if default is dataclasses.MISSING or value != default}}
+
+
 def module(package: str, name: str):
     """The module of a component."""
     return importlib.import_module(f"{package}.{name}")

@@ -36,17 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from lcx.config import load, parse_override, parse_short
+    from lcx.config import parse_override, parse_short
     from lcx.study.generation import generate
+    from lcx.study.here import stored_config
     from lcx.study.preflight import check
-    from lcx.study.restore import config_file, open_run
-    from lcx.study.under import OPENED, under
+    from lcx.study.restore import open_run
+    from lcx.study.under import OPENED
 
     folder = Path(arguments.run_folder)
-    config = under(load(config_file(folder)),
-                   [*map(parse_override, arguments.overrides), *map(parse_short, arguments.override)
-                    ], OPENED)
-    check(config)
+    config = stored_config(folder, [*map(parse_override, arguments.overrides),
+                                    *map(parse_short, arguments.override)], OPENED)
+    check(config, training=False)
     opened = open_run(folder, config)
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     if not arguments.json:

@@ -2,11 +2,14 @@
 
 from lcx.config.base import COMPONENTS, base_config, is_component
 from lcx.config.check import validate
-from lcx.config.identity import canonical_json, code_version, resolve, run_id
+from lcx.config.essence import run_id
+from lcx.config.identity import canonical_json, code_version, resolve
 from lcx.config.layers import apply
-from lcx.config.load import from_values, load, load_space, load_sweep, split_spec
+from lcx.config.load import load, load_space, load_sweep, split_spec
 from lcx.config.override import assign, parse_override
 from lcx.config.short import parse_short, read_overrides
+from lcx.config.start import settled
+from lcx.config.stored import from_values
 
 __all__ = [
     "COMPONENTS",
@@ -25,6 +28,7 @@ __all__ = [
     "read_overrides",
     "resolve",
     "run_id",
+    "settled",
     "split_spec",
     "validate",
 ]

@@ -1,4 +1,4 @@
-"""What a run is: its resolved config, the hash of the experiment part, and the code's version."""
+"""What a run is: its resolved config in one spelling, and the version of the code."""
 
 from __future__ import annotations
 
@@ -34,11 +34,6 @@ def resolve(config: Any) -> Any:
 def canonical_json(config: Any) -> str:
     """One spelling per config: sorted keys, no spaces, no NaN."""
     return json.dumps(resolve(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def run_id(config: ConfigDict) -> str:
-    """Ten hex digits that name an experiment; runtime (paths, mesh, logging) does not count."""
-    return hashlib.sha256(canonical_json(config.experiment).encode()).hexdigest()[:10]
 
 
 @functools.cache

@@ -20,6 +20,7 @@ from lcx.config.identity import resolve
 from lcx.config.layers import apply, override, require_read
 from lcx.config.override import assign_all, leaf_paths, parse_override
 from lcx.config.start import settled
+from lcx.config.stored import FACTS
 from lcx.errors import ConfigError, did_you_mean
 from lcx.labels import file_name
 
@@ -30,9 +31,13 @@ def load(spec: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config
     `overrides` is text ("experiment.train.steps=10") or a dict of dotted paths.
     Raises ConfigError naming the key and what was probably meant.
     """
+    return settled(_unsettled(spec, overrides))
+
+
+def _unsettled(spec: str, overrides: Iterable[str] | Mapping[str, Any]) -> ConfigDict:
     config = _start(spec)
     override(config, _pairs(overrides))
-    return settled(validate(_named(config, *split_spec(spec))))
+    return validate(_named(config, *split_spec(spec)))
 
 
 def _start(spec: str) -> ConfigDict:
@@ -41,7 +46,7 @@ def _start(spec: str) -> ConfigDict:
     if path.suffix == ".json":
         values = _read_json(path)
         if isinstance(values, dict):
-            values.pop("code_version", None)  # a run's config.json says which code resolved it
+            values = {key: values[key] for key in values if key not in FACTS}
     else:
         values = _call(path, _module(path), "get_config", argument)
     if not isinstance(values, Mapping | ConfigDict):
@@ -59,13 +64,6 @@ def _pairs(overrides: Iterable[str] | Mapping[str, Any]) -> list[tuple[str, Any]
     return [parse_override(text) for text in overrides]
 
 
-def from_values(values: Mapping[str, Any]) -> ConfigDict:
-    """The checked config of a resolved one (`resolve`, or JSON)."""
-    config = base_config()
-    assign_all(config, resolve(values))
-    return validate(config)
-
-
 def load_sweep(spec: str, overrides: Iterable[str] = ()) -> list[tuple[dict[str, Any], ConfigDict]]:
     """The members of a config file's `sweep()`: (its overrides, its checked config) each.
 
@@ -73,16 +71,16 @@ def load_sweep(spec: str, overrides: Iterable[str] = ()) -> list[tuple[dict[str,
     """
     path, argument = split_spec(spec)
     overrides = list(overrides)
-    config, start = load(spec, overrides), _start(spec)
+    config, start, known = _unsettled(spec, overrides), _start(spec), {}
     if path.suffix == ".json" or not hasattr(module := _module(path), "sweep"):
-        return [({}, config)]
+        return [({}, settled(config))]
     members = []
     for member in _call(path, module, "sweep", argument):
         if not isinstance(member, Mapping):
             raise ConfigError(f"{path}: sweep() must yield dicts of overrides, got {member!r}")
         # The command line has the last word, as it has over the file.
         new = apply(apply(start, member), _pairs(overrides))
-        members.append((dict(member), settled(validate(_named(new, path, argument)))))
+        members.append((dict(member), settled(validate(_named(new, path, argument)), known)))
     if not members:
         raise ConfigError(f"{path}: sweep() yields no members")
     return members

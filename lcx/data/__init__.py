@@ -31,8 +31,9 @@ documents; `store` publishes folders.
 """
 
 from lcx.data.batches import Batches
-from lcx.data.dataset import Data, Settings, load
+from lcx.data.dataset import Data, Settings, load, tokenizer_of
 from lcx.data.evaluation import EvaluationDocument
 from lcx.data.generated import TaskData
 
-__all__ = ["Batches", "Data", "EvaluationDocument", "Settings", "TaskData", "load"]
+__all__ = ["Batches", "Data", "EvaluationDocument", "Settings", "TaskData", "load",
+           "tokenizer_of"]

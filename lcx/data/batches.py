@@ -10,7 +10,7 @@ on resume, and the order of several workers differs from that of one.)
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,10 +80,12 @@ class Batches(Iterator[Batch]):
 
     `get_state()` is {"step": batches taken, "data": fingerprint}, small and JSON-able;
     `set_state()` continues bit for bit, and refuses the state of other data with a DataError.
+    former: the fingerprint under which older checkpoints know the same data.
     """
 
     def __init__(self, cutter: Cutter, *, batch_size: int, seed: int, fingerprint: str,
-                 epochs: int | None = None, process_index: int = 0, process_count: int = 1):
+                 former: str | None = None, epochs: int | None = None, process_index: int = 0,
+                 process_count: int = 1):
         share = share_of(batch_size, process_index, process_count)
         rows = len(cutter.plan)
         if rows > MAX_ROWS:
@@ -91,7 +93,7 @@ class Batches(Iterator[Batch]):
         if epochs is not None and epochs * rows < batch_size:
             raise DataError(f"{epochs} epoch(s) of {rows} rows do not fill one batch of "
                             f"{batch_size}; lower batch_size, add text or leave epochs=None")
-        self._fingerprint = fingerprint
+        self._fingerprint, self._former = fingerprint, former
         self._order = _shuffled(rows, seed, epochs).batch(batch_size, drop_remainder=True)
 
         def rows_of(step: int, whole: np.ndarray) -> Batch:  # its draws are its own, whoever asks
@@ -122,14 +124,20 @@ class Batches(Iterator[Batch]):
         """One integer, and the fingerprint of the data that it counts in."""
         return {"step": self.step, "data": self._fingerprint}
 
+    def knows(self, state: Mapping[str, Any] | None) -> bool:
+        """Whether a state counts in the data of this iterator."""
+        named = (state or {}).get("data")
+        return named is not None and named in (self._fingerprint, self._former)
+
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue from a state, also one saved on another number of processes."""
-        if state.get("data") != self._fingerprint:
+        if not self.knows(state):
             raise DataError(
                 f"this iterator state belongs to other data ({state.get('data')}, here "
-                f"{self._fingerprint}): the corpus, tokenizer, split, packing, length, batch size "
-                "or seed changed, or an earlier version of lcx shuffled it; restore them or start "
-                "a new run")
+                f"{self._fingerprint}): the corpus (of stdlib: the Python that runs), tokenizer, "
+                "split, packing, length, batch size or seed changed, or an earlier version of lcx "
+                "shuffled it; restore them, or start a new run: another --config.runtime.out or "
+                "name")
         step = state.get("step")
         if not isinstance(step, int) or not 0 <= step <= len(self._order):
             raise DataError(f"iterator state {step} is not a step of 0..{len(self._order)}; "

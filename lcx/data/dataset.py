@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,13 +92,21 @@ class Data:
 
     @property
     def content_hash(self) -> str:
-        """sha256 over documents and preparation settings; goes into a run's record."""
+        """sha256 over texts and preparation settings; goes into a run's record."""
         return self.prepared.content_hash
 
     @property
     def fingerprint(self) -> str:
         """What the integer state of an iterator counts in: other data, other fingerprint."""
-        parts = [self.content_hash, self.tokenizer.identity(), repr(self.packing), self.seed,
+        return self._fingerprint(self.content_hash, lookup.stated(self.packing))
+
+    @property
+    def former_fingerprint(self) -> str:
+        """The same under schema 1 of run ids, which named folders and every option's default."""
+        return self._fingerprint(self.prepared.former_hash, repr(self.packing))
+
+    def _fingerprint(self, content: str, packing: Any) -> str:
+        parts = [content, self.tokenizer.identity(), packing, self.seed,
                  self.settings.train_length, self.settings.batch_size, self.settings.epochs,
                  *shuffle_of(len(self.plan))]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -112,12 +121,13 @@ class Data:
 
         transform: what the model's schemes do to the text (`model.data_transform()`).
         """
-        length, fingerprint = self.settings.train_length, self.fingerprint
+        length, prints = self.settings.train_length, (self.fingerprint, self.former_fingerprint)
         if transform is not None:
-            fingerprint = hashlib.sha256(f"{fingerprint} {transform}".encode()).hexdigest()[:16]
+            prints = (hashlib.sha256(f"{p} {transform}".encode()).hexdigest()[:16] for p in prints)
+        fingerprint, former = prints
         cutter = Cutter(self.splits["train"], self.plan, length, self.packing.segments, transform)
         return Batches(cutter, batch_size=self.settings.batch_size, seed=self.seed,
-                       fingerprint=fingerprint, epochs=self.settings.epochs,
+                       fingerprint=fingerprint, former=former, epochs=self.settings.epochs,
                        process_index=self.process_index, process_count=self.process_count)
 
     def evaluation_documents(self, min_tokens: int, *, split: str = "validation",
@@ -132,6 +142,11 @@ class Data:
     def unigram_bits_per_byte(self, split: str = "validation") -> float:
         """The baseline of a model without context: training frequencies on held-out text."""
         return evaluation.unigram_bits_per_byte(self.splits["train"], self._split(split))
+
+    def keep(self, folder: Path) -> None:
+        """Write into a run's folder what serves the run without its corpus (`tokenizer_of`)."""
+        if self.process_index == 0:
+            self.tokenizer.keep(folder)
 
     def require_vocab(self, vocab_size: int) -> None:
         """Raise ConfigError where a model's table is smaller than the tokenizer's vocabulary."""
@@ -182,12 +197,13 @@ class Data:
 
 
 def load(spec: Mapping[str, Any], *, seed: int = 0, cache: str | os.PathLike | None = None,
-         process_index: int = 0, process_count: int = 1) -> Data | TaskData:
+         process_index: int = 0, process_count: int = 1,
+         tokenizer: Tokenizer | None = None) -> Data | TaskData:
     """Prepare (once) and open the data of a config: see `Settings` for the keys of `spec`.
 
     seed: the order of the training rows. cache: where prepared corpora live (default $LCX_DATA,
-    else ~/.cache/lcx). Raises ConfigError on a bad config and DataError on bad input, one line
-    that says what to do; what is on disk stays whole.
+    else ~/.cache/lcx). tokenizer: one of `tokenizer_of`. Raises ConfigError on a bad config and
+    DataError on bad input, one line that says what to do; what is on disk stays whole.
     """
     settings = Settings.of(spec)
     share_of(settings.batch_size, process_index, process_count)
@@ -196,7 +212,8 @@ def load(spec: Mapping[str, Any], *, seed: int = 0, cache: str | os.PathLike | N
         return load_task(settings, of_text, seed=seed, process_index=process_index,
                          process_count=process_count)
     corpus = lookup.build("lcx.data.corpora", settings.corpus)
-    tokenizer = lookup.build("lcx.data.tokenizers", settings.tokenizer)
+    if tokenizer is None:
+        tokenizer = lookup.build("lcx.data.tokenizers", settings.tokenizer)
     packing = lookup.build("lcx.data.packings", settings.packing)
     name = settings.corpus if isinstance(settings.corpus, str) else settings.corpus["name"]
     prepared = prepare(name, corpus, store.cache_root(cache), validation=settings.validation,
@@ -205,6 +222,15 @@ def load(spec: Mapping[str, Any], *, seed: int = 0, cache: str | os.PathLike | N
     plan = packing.plan(splits["train"].offsets, settings.train_length)
     return Data(settings, prepared, tokenizer, splits, packing, plan, seed, process_index,
                 process_count)
+
+
+def tokenizer_of(spec: Mapping[str, Any], folder: str | os.PathLike) -> Tokenizer | None:
+    """The tokenizer that a run's folder keeps, or None: then only the corpus can give it."""
+    settings = Settings.of(spec)
+    if settings.task is not None:
+        return load(spec).tokenizer
+    tokenizer = lookup.build("lcx.data.tokenizers", settings.tokenizer)
+    return tokenizer if tokenizer.reopen(Path(folder)) else None
 
 
 def _plain(value: Any) -> Any:

@@ -46,6 +46,11 @@ class Corpus(Protocol):
 
     `identity` names the source exactly and cheaply (a catalogue entry with checksums), or is None
     where only the content itself can tell (files): lcx then hashes every document on every load.
+
+    A corpus of one's own files has an option `content`, the sha256 of its texts (`content_of`), and
+    `read_content()`, which finds it: in a run id it stands for the whole component, and it is
+    compared with what is read. Options named in a class's `PLACES` say where and not what, and do
+    not count in the id.
     """
 
     on_bad: str  # "raise" or "skip": what happens to documents that are not text

@@ -1,4 +1,4 @@
-"""Whole documents for evaluation: long enough, chosen by name, with the bytes of every token."""
+"""Whole documents for evaluation: long enough, chosen by content, with the bytes of each token."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def evaluation_documents(tokens: Tokens, token_bytes: np.ndarray, split: str, mi
                          limit: int | None, seed: int) -> list[EvaluationDocument]:
     """Documents of a split with at least min_tokens tokens, in the split's order.
 
-    With a limit, those whose names hash lowest under the seed: the same choice on every machine,
-    and a document that joins the corpus displaces at most one. Raises DataError where none is so
-    long.
+    With a limit, those whose tokens hash lowest under the seed: the same choice on every machine
+    and under any name, and a document that joins the corpus displaces at most one. Raises DataError
+    where none is so long.
     """
     lengths = tokens.lengths
     reach = np.flatnonzero(lengths >= max(min_tokens, 1)).tolist()
@@ -39,7 +39,7 @@ def evaluation_documents(tokens: Tokens, token_bytes: np.ndarray, split: str, mi
                         "lower the evaluation length, add longer documents or raise the share "
                         f"of '{split}' in the data config")
     if limit is not None:
-        reach = sorted(sorted(reach, key=lambda d: _rank(tokens.names[d], seed))[:limit])
+        reach = sorted(sorted(reach, key=lambda d: _rank(_ids(tokens, d), seed))[:limit])
     return [_document(tokens, token_bytes, split, d) for d in reach]
 
 
@@ -64,10 +64,14 @@ def unigram_bits_per_byte(train: Tokens, held: Tokens) -> float:
     return math.fsum(held.counts * bits) / int(held.num_bytes.sum())
 
 
-def _rank(name: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed}:{name}".encode("utf-8", "surrogateescape")).digest()
+def _rank(ids: np.ndarray, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}:".encode() + ids.astype("<i4").tobytes()).digest()
+
+
+def _ids(tokens: Tokens, index: int) -> np.ndarray:
+    return tokens.ids[tokens.offsets[index]:tokens.offsets[index + 1]].astype(np.int32)
 
 
 def _document(tokens: Tokens, token_bytes, split: str, index: int) -> EvaluationDocument:
-    ids = tokens.ids[tokens.offsets[index]:tokens.offsets[index + 1]].astype(np.int32)
+    ids = _ids(tokens, index)
     return EvaluationDocument(tokens.names[index], index, split, ids, token_bytes[ids])

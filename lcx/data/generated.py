@@ -49,13 +49,21 @@ class TaskData:
     @property
     def content_hash(self) -> str:
         """sha256 of the task and its options; goes into a run's record."""
-        return hashlib.sha256(json.dumps([self.name, asdict(self.task)]).encode()).hexdigest()
+        return _sha256(lookup.stated(self.task))
 
     @property
     def fingerprint(self) -> str:
         """What the integer state of an iterator counts in: other data, other fingerprint."""
-        parts = [self.content_hash, self.seed, self.settings.train_length, self.settings.batch_size]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        return self._fingerprint(self.content_hash)
+
+    @property
+    def former_fingerprint(self) -> str:
+        """The same under schema 1 of run ids, which hashed every option of the task."""
+        return self._fingerprint(_sha256([self.name, asdict(self.task)]))
+
+    def _fingerprint(self, content: str) -> str:
+        return _sha256([content, self.seed, self.settings.train_length,
+                        self.settings.batch_size])[:16]
 
     def train_batches(self, transform: DataTransform | None = None) -> Batches:
         """This process's share of an endless stream of new rows, from the first step.
@@ -72,6 +80,9 @@ class TaskData:
         self.task.check(length)
         draw = np.random.default_rng([TEST, seed, length, *split.encode()])
         return self.task.rows(draw, count, length)
+
+    def keep(self, folder: Any) -> None:
+        """Nothing: a task is made anew."""
 
     def require_vocab(self, vocab_size: int) -> None:
         """Raise ConfigError where a model's table is smaller than the task's vocabulary."""
@@ -127,7 +138,7 @@ class TaskBatches(Batches):
                      "weights": rows.answers.astype(np.float32), "ids": ids}
             return {name: value[share] for name, value in batch.items()}
 
-        self._fingerprint = data.fingerprint
+        self._fingerprint, self._former = data.fingerprint, data.former_fingerprint
         self._order = grain.MapDataset.range(MAX_ROWS)
         self._iterator = iter(self._order.map(make).to_iter_dataset(
             grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
@@ -135,6 +146,10 @@ class TaskBatches(Batches):
     def rows(self, step: int) -> list[int]:
         """The seeds of a batch's draw: rows have no numbers, and are made again from these."""
         raise DataError("a task's rows have no numbers; batch s is drawn from (seed, s)")
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def load_task(settings: Any, text_defaults: Mapping[str, Any], *, seed: int, process_index: int,

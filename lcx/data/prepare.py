@@ -19,11 +19,15 @@ LAYOUT = 1  # raise it when prepared folders change their meaning
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared corpus: its folder, its hash, and counters that reconcile with the input."""
+    """A prepared corpus: its folder, its hash, and counters that reconcile with the input.
+
+    former_hash: the hash under which checkpoints made before know the same corpus.
+    """
 
     folder: Path
     content_hash: str
     counters: dict[str, Any]
+    former_hash: str
 
     def texts(self, split: str) -> Iterator[tuple[str, bytes]]:
         """(name, text) of every document of a split, in order."""
@@ -39,17 +43,20 @@ def prepare(name: str, corpus: Corpus, root: Path, *, validation: float, test: f
 
     Its key is the sha256 of the documents (or of the corpus's identity) and of these settings, so
     a changed source is prepared again and an old folder is never mistaken for it. Raises DataError
-    on bad or empty input and where the source changes while it is read; nothing half-written stays.
+    on bad or empty input, where the texts are not those that the corpus says it has, and where the
+    source changes while it is read; nothing half-written stays.
     """
     settings = {"layout": LAYOUT, "corpus": name, "validation": validation, "test": test,
                 "deduplicate": deduplicate}
     identity, plan = corpus.identity(), None
     if identity is None:
         plan = survey(corpus, validation, test, deduplicate)
+        _compare(name, plan.content, getattr(corpus, "content", ""))
         settings["content"] = plan.content
     else:
         settings["identity"] = identity
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    key = _key(settings)
+    former = _key(settings | {"content": plan.named}) if plan else key
     folder = root / f"{name}-{key[:20]}"
 
     def write(aside: Path) -> dict[str, Any]:
@@ -59,7 +66,20 @@ def prepare(name: str, corpus: Corpus, root: Path, *, validation: float, test: f
 
     need = 2 * plan.counters.kept_bytes if plan else 0
     info = store.ensure(folder / "documents", write, need)
-    return Prepared(folder, key, info["counters"])
+    return Prepared(folder, key, info["counters"], former)
+
+
+def _key(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _compare(name: str, found: str, stated: str) -> None:
+    if stated and found != stated:
+        raise DataError(
+            f"the texts of corpus '{name}' are not those that this run is known by (content "
+            f"{stated[:12]}, here {found[:12]}): restore them, say where they lie now "
+            "(--config.experiment.data.corpus.paths=FOLDER), or name the corpus anew without "
+            "content=..., which is another experiment")
 
 
 def _write(aside: Path, corpus: Corpus, plan: Survey, deduplicate: bool) -> None:

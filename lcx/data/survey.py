@@ -1,4 +1,4 @@
-"""First pass over a corpus: counters, content hash, duplicates, a split for every document."""
+"""First pass over a corpus: counters, content digest, duplicates, a split for every document."""
 
 from __future__ import annotations
 
@@ -53,9 +53,14 @@ class Counters:
 
 @dataclass
 class Survey:
-    """The plan that the second pass follows: digests and splits of the kept documents in order."""
+    """The plan that the second pass follows: digests and splits of the kept documents in order.
+
+    content: `content_of` the corpus. named: the same of kept documents with their names, which
+    stood for a corpus before places ceased to count (schema 1 of run ids).
+    """
 
     content: str
+    named: str
     digests: list[bytes]
     sizes: list[int]
     splits: list[str]
@@ -63,7 +68,10 @@ class Survey:
 
 
 def unique(corpus: Corpus, deduplicate: bool):
-    """Screened documents with the sha256 of their text; repeats turned into skips if asked."""
+    """Screened documents with the sha256 of their text; repeats turned into skips if asked.
+
+    The digest of what is no text is empty.
+    """
     seen = set()
     for item in screen(corpus):
         if isinstance(item, Skip):
@@ -71,29 +79,38 @@ def unique(corpus: Corpus, deduplicate: bool):
             continue
         digest = hashlib.sha256(item.text).digest()
         if deduplicate and digest in seen:
-            yield Skip(item.name, "duplicate", len(item.text), item.removed), b""
+            yield Skip(item.name, "duplicate", len(item.text), item.removed), digest
         else:
             if deduplicate:
                 seen.add(digest)
             yield item, digest
 
 
+def content_of(corpus: Corpus) -> str:
+    """sha256 over the texts of a corpus in order, whatever they are called and wherever they lie.
+
+    Raises DataError where there is none, or one that is no text.
+    """
+    return survey(corpus, 0.0, 0.0, False).content
+
+
 def survey(corpus: Corpus, validation: float, test: float, deduplicate: bool) -> Survey:
     """Read everything once, holding one document at a time. Raises DataError on an empty corpus."""
     counters, digests, sizes = Counters(), [], []
-    content = hashlib.sha256()
+    content, named = hashlib.sha256(), hashlib.sha256()
     for item, digest in unique(corpus, deduplicate):
         counters.count(item)
+        content.update(digest)
         if isinstance(item, Document):
             digests.append(digest)
             sizes.append(len(item.text))
             name = item.name.encode("utf-8", "surrogateescape")
-            content.update(len(name).to_bytes(8, "little") + name + digest)
+            named.update(len(name).to_bytes(8, "little") + name + digest)
     if not digests:
         why = ", ".join(f"{n} {REASONS[r]}" for r, n in counters.skipped.items()) or "none found"
         raise DataError(f"the corpus holds no text ({counters.read} documents read: {why}); "
                         "point it at UTF-8 text")
-    return Survey(content.hexdigest(), digests, sizes,
+    return Survey(content.hexdigest(), named.hexdigest(), digests, sizes,
                   assign_splits(digests, validation, test), counters)
 
 

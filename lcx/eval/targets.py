@@ -11,13 +11,15 @@ import numpy as np
 from lcx.errors import ConfigError, DataError
 from lcx.eval.windows import Document, Prefix, Windows
 
+DIGEST = "content:"  # tells digests of content from earlier ones, of documents' names
+
 
 @dataclasses.dataclass(frozen=True)
 class Targets:
     """Blocks of `block` tokens that begin at token start[n] of document[n], [N] each.
 
-    Every block has `reach` tokens of its own document before it. `digest` names the set: rows may
-    be paired only where it agrees.
+    Every block has `reach` tokens of its own document before it. `digest` names the set by its
+    content, whatever the documents are called: rows may be paired only where it agrees.
     """
 
     document: np.ndarray
@@ -110,10 +112,11 @@ def _places(space: int, block: int, count: int, draw: np.random.Generator) -> np
 
 def _digest(documents, document, start, block) -> str:
     facts = hashlib.sha256(str(block).encode())
-    for d, at in zip(document, start):
-        facts.update(f"{documents[d].name}\0{at}\0".encode())
-        facts.update(np.ascontiguousarray(documents[d].tokens[at:at + block], np.int32).tobytes())
-    return facts.hexdigest()[:16]
+    texts = {d: hashlib.sha256(np.ascontiguousarray(documents[d].tokens, "<i4").tobytes()).digest()
+             for d in set(document.tolist())}
+    for d, at in zip(document.tolist(), start.tolist()):
+        facts.update(texts[d] + f"{at}\0".encode())
+    return DIGEST + facts.hexdigest()[:16]
 
 
 def _too_short(documents, sizes, needed: int, block: int) -> str:

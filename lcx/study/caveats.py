@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lcx.errors import ConfigError
+from lcx.eval.targets import DIGEST
 from lcx.study.arms import Arm, Row, arm_of, curves, version_of
 from lcx.study.distinct import final
 from lcx.study.gaps import APART, longest, rises
@@ -52,7 +53,12 @@ def warn(rows: Sequence[Row], members: Sequence[Mapping[str, Any]] = ()) -> list
         found.append("A test-time scheme brought parameters that no training has touched: "
                      f"{'; '.join(sorted(untrained))}.")
     targets = {(row["extra"] or {}).get("targets") for row in rows if row["metric"] == "bpb"}
-    if len(targets) > 1:
+    named = {one for one in targets if one and not one.startswith(DIGEST)}  # of earlier versions
+    if named and targets - named:
+        found.append("Older rows know their target tokens by the names of documents and newer ones "
+                     "by their content, so whether they are the same cannot be told: measure the "
+                     "older runs again (lcx eval RUN) to know.")
+    if max(len(named), len(targets - named)) > 1:
         found.append("These arms were scored on different target tokens: compare their gaps, not "
                      "their levels.")
     found += _broken_at_once(rows)

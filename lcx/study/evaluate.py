@@ -13,13 +13,15 @@ from ml_collections import ConfigDict
 
 from lcx import data as data_library
 from lcx import sharding
-from lcx.config import code_version, load
+from lcx.config import code_version
+from lcx.config.stored import config_in
 from lcx.eval.exact import exact_match
 from lcx.eval.ladder import ladder
 from lcx.ops.attention import api as attention
 from lcx.study import describe, records
+from lcx.study.here import stored_config
 from lcx.study.preflight import documents_of
-from lcx.study.restore import Run, config_file, fairness, open_run
+from lcx.study.restore import Run, fairness, open_run
 from lcx.study.under import variants
 from lcx.train.state import Constants, TrainState
 
@@ -29,30 +31,31 @@ DURING = "during.jsonl"  # rows of the ladders during training; reports read row
 def evaluate_all(folder: str | Path, config: ConfigDict | None = None) -> list[dict[str, Any]]:
     """A run's ladder, and one more under each of its experiment.eval.overrides; all of its rows.
 
-    config: the run's own, perhaps on another machine (`runtime`).
+    config: the run's own, with the runtime and the places of files that hold now.
     """
     folder, seen = Path(folder), []
-    config = config or load(config_file(folder))
+    config = config or stored_config(folder)
     rows = evaluate(folder, config, seen, replace=True)
     for variant in variants(config):
         rows += evaluate(folder, variant, seen)
     return rows
 
 
-def evaluate(folder: str | Path, config: ConfigDict, seen: list[Run] | None = None, *,
-             replace: bool = False) -> list[dict[str, Any]]:
+def evaluate(folder: str | Path, config: ConfigDict | None = None,
+             seen: list[Run] | None = None, *, replace: bool = False) -> list[dict[str, Any]]:
     """Walk the length ladder with a run's last checkpoint, and write its rows.
 
-    config: the run's own, or that under overrides. Rows are added, or with `replace` take the place
-    of those of an evaluation that did not come to its end. `seen` gathers what other evaluations in
-    this process need not compile again.
+    With `config` (the run's own under overrides) rows are added; without, or to `replace`, they
+    replace those of an evaluation that did not come to its end. `seen` gathers what other
+    evaluations in this process need not compile again.
     """
     folder = Path(folder)
-    run, found = open_run(folder, config, seen or ()), []
+    run, found = open_run(folder, config, seen or (), with_corpus=True), []
     if seen is not None:
         seen.append(run.program())
-    rows = _walk(run, fairness(run))
-    if replace:
+    facts = fairness(run)
+    rows = _walk(run, facts)
+    if replace or config is None:
         (folder / records.NAME).unlink(missing_ok=True)
     for row in rows:
         records.append(folder / records.NAME, [row])
@@ -68,7 +71,7 @@ def during(config: ConfigDict, data: data_library.Data, model: Any, folder: Path
     curve. A step that is reached again after a kill is measured again, and counts once when read.
     """
     def measure(state: TrainState, constants: Constants, step: int, tokens: int) -> None:
-        run = Run(folder, config, data, model,
+        run = Run(folder, config, lambda: data, data.tokenizer, model,
                   {"params": state.params, **constants.variables}, step, (code_version()[0],))
         facts = {**fairness(run), "train_tokens": tokens}
         records.append(folder / DURING, list(_walk(run, facts)))
@@ -122,7 +125,7 @@ def _(data: data_library.TaskData, run: Run, facts: Mapping[str, Any]) -> Iterat
 
 def _extra(run: Run) -> dict[str, Any]:
     """What else a row says: its arm, its data, the code that trained, and what an override did."""
-    own, config = load(config_file(run.folder)), run.config
+    own, config = config_in(run.folder), run.config
     changes = describe.changes(own, config)
     label = [config.runtime.label, describe.test_time(own, config)]
     found = {"arm": describe.arm_id(config), "split": config.experiment.eval.split,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import logging
 from collections.abc import Iterator
 
 import jax
@@ -14,6 +15,7 @@ from lcx.model.decode import decoder_of
 from lcx.ops.attention import api as attention
 from lcx.study.restore import Run
 
+log = logging.getLogger("lcx.study")
 
 def generate(run: Run, prompt: str, tokens: int, *, temperature: float = 0.0, top_p: float = 1.0,
              seed: int = 0) -> Iterator[tuple[int, str]]:
@@ -23,16 +25,19 @@ def generate(run: Run, prompt: str, tokens: int, *, temperature: float = 0.0, to
     a replacement character. Raises ConfigError where the prompt is empty, and what
     `lcx.model.decode` raises.
     """
-    ids = np.asarray(run.data.tokenizer.encode(prompt.encode("utf-8")), np.int32)
+    ids = np.asarray(run.tokenizer.encode(prompt.encode("utf-8")), np.int32)
     if not len(ids):
         raise ConfigError("the prompt has no tokens; give at least one to continue")
     mesh, backend = sharding.make_mesh(**run.config.runtime.mesh), run.config.runtime.backend
+    if not attention.streams(backend):
+        log.warning("the attention backend '%s' takes whole texts; 'auto' generates", backend)
+        backend = "auto"
     with jax.set_mesh(mesh), attention.backend(backend):
-        stream = decoder_of(run.model, run.data.vocab_size).generate(
+        stream = decoder_of(run.model, run.tokenizer.vocab_size).generate(
             run.variables, ids[None], tokens, temperature=temperature, top_p=top_p, seed=seed)
     text = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for number in range(1, tokens + 1):
         # Entered for each token: a generator that is left alone must not keep the mesh set.
         with jax.set_mesh(mesh), attention.backend(backend):
             token = int(next(stream)[0])
-        yield token, text.decode(run.data.tokenizer.decode([token]), final=number == tokens)
+        yield token, text.decode(run.tokenizer.decode([token]), final=number == tokens)

@@ -19,28 +19,29 @@ import jax
 import numpy as np
 
 from lcx import config as configs
+from lcx.config.stored import config_in
 from lcx.errors import ConfigError, DataError
 from lcx.eval import scorer
 from lcx.study import capture as inside
 from lcx.study import describe, export, records
 from lcx.study.distinct import distinguish
 from lcx.study.generation import generate
+from lcx.study.here import stored_config
 from lcx.study.names import alone
 from lcx.study.own_texts import score
 from lcx.study.preflight import check
-from lcx.study.restore import Run, config_file, open_run
-from lcx.study.under import SCORED, under
+from lcx.study.restore import Run, open_run
+from lcx.study.under import SCORED
 
 __all__ = ["TrainedRun", "load", "rows", "score"]
 
 
 class TrainedRun(Run):
-    """A trained run: config, model and variables, with what a notebook asks of them."""
+    """A trained run: config, model and variables, with what a notebook asks of them.
 
-    @property
-    def tokenizer(self) -> Any:
-        """encode(bytes) -> ids, decode(ids) -> bytes, token_bytes(), vocab_size."""
-        return self.data.tokenizer
+    tokenizer: encode(bytes) -> ids, decode(ids) -> bytes, token_bytes(), vocab_size. data: the
+    corpus, looked for when it is first asked for; nothing else needs it.
+    """
 
     @property
     def train_length(self) -> int:
@@ -101,10 +102,9 @@ def load(folder: str | Path,
     folder, overrides = Path(folder).expanduser(), configs.read_overrides(overrides)
     if not (folder / "config.json").is_file() and (found := _runs(folder)):
         raise ConfigError(f"{folder} holds several runs; name one: {'; '.join(found)}")
-    config = configs.load(config_file(folder))
+    config = stored_config(folder, overrides, SCORED)
     if overrides:
-        config = under(config, overrides, SCORED)
-        check(config)
+        check(config, training=False)
     run = open_run(folder, config)
     return TrainedRun(**{field.name: getattr(run, field.name) for field in dataclasses.fields(run)})
 
@@ -121,7 +121,7 @@ def _runs(folder: Path) -> list[str]:
     """The runs in a study's folder, described."""
     found = []
     for path in sorted(folder.glob("*/config.json")):
-        config = configs.load(str(path))
+        config = config_in(path.parent)
         arm = alone(describe.position(config), describe.mixer(config), config.runtime.label)
         found.append(f"{path.parent.name} ({arm.label()}, seed {config.experiment.seed})")
     return found

@@ -29,13 +29,18 @@ def overview(folder: str | Path) -> list[dict[str, Any]]:
     found = {}
     for sweep in sorted(folder.rglob("sweep.json")):
         for member in _read_json(sweep).get("members", []):
-            found[sweep.parent / member["run"]] = member
+            found[folder_of_member(sweep.parent, member)] = member
     for config in sorted(folder.rglob("config.json")):
         if OLD not in config.relative_to(folder).parts:
             found.setdefault(config.parent, {})
     if not found:
         raise DataError(f"no run under {folder}; give the folder runs/<name> of a sweep, or a run")
     return [_record(run, member) for run, member in found.items()]
+
+
+def folder_of_member(root: Path, member: Mapping[str, Any]) -> Path:
+    """Where a member of a sweep.json lies: under its id, or a former one. The study may move."""
+    return root / Path(member.get("folder") or member["run"]).name
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> str:

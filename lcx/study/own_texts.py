@@ -46,7 +46,7 @@ def score(run: Run, documents: Any, lengths: Iterable[int] | None = None, *, tar
                           ) from None
     length = run.config.experiment.data.train_length
     block = block or max(1, length // 4)
-    texts = _documents(documents, run.data.tokenizer)
+    texts = _documents(documents, run.tokenizer)
     asked = None if lengths is None else list(lengths)
     ladder = contexts(length, run.config.experiment.eval.max_factor)
     wanted = _reachable(asked, ladder, texts, block)

@@ -20,9 +20,10 @@ from lcx.eval.lengths import contexts
 from lcx.model import build_model, has_position_parameters
 from lcx.model.reach import reach_of
 from lcx.ops.attention import api as attention
+from lcx.study.run_folder import folder_of
 from lcx.study.start import source_of
 from lcx.study.under import variants
-from lcx.train import trackers
+from lcx.train import checkpoint, trackers
 
 POSITIVE = ("experiment.model.width", "experiment.model.depth", "experiment.data.train_length",
             "experiment.data.batch_size", "experiment.train.steps", "experiment.train.accumulate",
@@ -32,9 +33,10 @@ UNASKED = ("documents", "shuffled_prefix")  # by the ladder of a task
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
-def check(config: ConfigDict) -> None:
+def check(config: ConfigDict, *, training: bool = True) -> None:
     """Everything that needs neither data nor a compiler: mesh, batch, ladder, scheme on mixer.
 
+    training: with what only training needs, the share of a batch on each device and the trackers.
     Raises ConfigError, Refusal or Unimplemented.
     """
     for path in POSITIVE:
@@ -44,7 +46,7 @@ def check(config: ConfigDict) -> None:
     experiment = config.experiment
     mesh = sharding.make_mesh(**config.runtime.mesh)
     ways = sharding.batch_ways(mesh) * experiment.train.accumulate
-    if experiment.data.batch_size % ways:
+    if training and experiment.data.batch_size % ways:
         raise ConfigError(f"experiment.data.batch_size={experiment.data.batch_size} must be a "
                           f"multiple of {ways}: mesh ways x experiment.train.accumulate")
     contexts(experiment.data.train_length, experiment.eval.max_factor)
@@ -56,7 +58,8 @@ def check(config: ConfigDict) -> None:
     if experiment.model.dtype not in DTYPES:
         raise ConfigError(f"unknown dtype '{experiment.model.dtype}'"
                           + did_you_mean(experiment.model.dtype, DTYPES))
-    trackers.check(config.runtime.trackers)
+    if training:
+        trackers.check(config.runtime.trackers)
     if experiment.eval.every < 0:
         raise ConfigError("experiment.eval.every counts steps; 0 is never, "
                           f"got {experiment.eval.every}")
@@ -68,7 +71,7 @@ def check(config: ConfigDict) -> None:
             raise ConfigError("experiment.model.share_position: no scheme of this model has "
                               "parameters that layers could share; leave it out")
     for variant in variants(config):
-        check(variant)
+        check(variant, training=training)
 
 
 def check_data(config: ConfigDict) -> None:
@@ -77,20 +80,34 @@ def check_data(config: ConfigDict) -> None:
 
     Raises DataError or ConfigError.
     """
-    source_of(config)
+    if not begun(config):
+        source_of(config)
     _, data = with_data(config)
     check_reach(data, config)
 
 
-def with_data(config: ConfigDict) -> tuple[ConfigDict, Any]:
-    """The config with the vocabulary's size filled in, and its data."""
+def begun(config: ConfigDict) -> bool:
+    """Whether a run has checkpoints of its own, and needs nothing of what it began from."""
+    return config.experiment.train.start_from is not None and bool(
+        checkpoint.steps(folder_of(config) / "checkpoints"))
+
+
+def with_data(config: ConfigDict, tokenizer: Any = None) -> tuple[ConfigDict, Any]:
+    """The config with the vocabulary's size filled in, and its data; the tokenizer may be given."""
     data = data_library.load(config.experiment.data, seed=config.experiment.seed,
                              cache=config.runtime.data_cache or None,
-                             process_index=jax.process_index(), process_count=jax.process_count())
-    if config.experiment.model.vocab_size is None:
-        config = apply(config, {"experiment.model.vocab_size": data.vocab_size})
+                             process_index=jax.process_index(), process_count=jax.process_count(),
+                             tokenizer=tokenizer)
+    config = with_vocabulary(config, data)
     data.require_vocab(config.experiment.model.vocab_size)
     return config, data
+
+
+def with_vocabulary(config: ConfigDict, source: Any) -> ConfigDict:
+    """The config with the vocabulary's size of a tokenizer (or of data), unless it has its own."""
+    if config.experiment.model.vocab_size is not None:
+        return config
+    return apply(config, {"experiment.model.vocab_size": source.vocab_size})
 
 
 @functools.singledispatch

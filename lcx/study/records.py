@@ -12,6 +12,7 @@ from typing import Any
 
 from lcx.errors import ConfigError, DataError, did_you_mean
 from lcx.eval.rows import FIELDS
+from lcx.study.rename import renamed
 
 log = logging.getLogger("lcx.study")
 NAME = "rows.jsonl"
@@ -47,8 +48,10 @@ def read(path: str | Path, *, during: bool = False) -> list[dict[str, Any]]:
     """The rows of a file, or of all rows.jsonl under a folder, in the order of their paths.
 
     `during`: also those of ladders during training, which say their checkpoint_step. A row measured
-    twice (`lcx eval` run again) counts once, the last time. Lines that are not whole are passed
-    over with a warning that names file and line. Raises DataError where nothing was ever written.
+    twice (`lcx eval` run again) counts once, the last time. Rows that were named under an earlier
+    schema of ids come under the ids of today, where their run's config.json lies beside them. Lines
+    that are not whole are passed over with a warning that names file and line. Raises DataError
+    where nothing was ever written.
     """
     path = Path(path)
     names = (NAME, DURING) if during else (NAME,)
@@ -60,7 +63,7 @@ def read(path: str | Path, *, during: bool = False) -> list[dict[str, Any]]:
                         "lcx sweep CONFIG, or lcx train CONFIG")
     rows = {}
     for file in files:
-        for row in _read_file(file):
+        for row in renamed(_read_file(file), file.parent):
             rows.pop(key := identity(row), None)
             rows[key] = row
     return list(rows.values())

@@ -10,9 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lcx.config import run_id
+from lcx.config.stored import config_in
+from lcx.errors import ConfigError
 from lcx.study import caveats, export, figures, page, records, tables
 from lcx.study.arms import Row
 from lcx.study.distinct import distinguish, final
+from lcx.study.overview import folder_of_member
 from lcx.study.status import read_status
 
 
@@ -41,7 +45,7 @@ def report(folder: str | Path, *, out: str | Path | None = None,
     figures.matplotlib_or_hint()
     out = Path(out) if out else folder / "report"
     sweep = _read_json(folder / "sweep.json")
-    members = [{**member, "state": read_status(folder / member["run"])["state"]}
+    members = [{**member, "state": read_status(folder_of_member(folder, member))["state"]}
                for member in sweep.get("members", [])]
     command = shlex.join(["lcx", "report", str(folder), *["--mix-versions"] * mix_versions])
     stamp = f"{command} | configs {configs_hash(rows)} | code {_versions(rows)}"
@@ -68,8 +72,16 @@ def _versions(rows: Sequence[Row]) -> str:
 
 
 def _configs(folder: Path) -> dict[str, dict[str, Any]]:
-    return {path.parent.name: _read_json(path) for path in sorted(folder.rglob("config.json"))
+    return {_id(path.parent): _read_json(path) for path in sorted(folder.rglob("config.json"))
             if any((path.parent / name).is_file() for name in (records.NAME, records.DURING))}
+
+
+def _id(folder: Path) -> str:
+    """The id under which rows name the run of a folder."""
+    try:
+        return run_id(config_in(folder))
+    except ConfigError:
+        return folder.name
 
 
 def _read_json(path: Path) -> dict[str, Any]:

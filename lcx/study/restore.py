@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from ml_collections import ConfigDict
 
 from lcx import data as data_library
 from lcx import lookup, sharding
-from lcx.config import code_version, load, run_id
-from lcx.errors import ConfigError
+from lcx.config import code_version, resolve, run_id
+from lcx.config.stored import config_in
 from lcx.eval.lengths import contexts
 from lcx.lanes import sequence
 from lcx.ops.attention import api as attention
 from lcx.study import describe, flops
-from lcx.study.preflight import model_of, use_compile_cache, with_data
+from lcx.study.here import stored_config
+from lcx.study.preflight import model_of, use_compile_cache, with_data, with_vocabulary
 from lcx.study.programs import same_program
 from lcx.train import checkpoint, metrics
 from lcx.train.overlay import load_onto
@@ -36,7 +38,8 @@ class Run:
 
     folder: Path
     config: ConfigDict
-    data: data_library.Data
+    load_data: Callable[[], Any]
+    tokenizer: Any
     model: nn.Module
     variables: Any
     step: int
@@ -44,32 +47,35 @@ class Run:
     dropped: tuple[str, ...] = ()  # leaves of the checkpoint that an override has no place for
     initialised: tuple[str, ...] = ()  # leaves that an override adds, as untrained as they began
 
+    @functools.cached_property
+    def data(self) -> Any:
+        """The corpus or task of the run. Raises DataError where it is not, or has changed."""
+        return self.load_data()
+
     def program(self) -> Run:
         """The run without its parameters: what `open_run(like=...)` needs of it."""
         return dataclasses.replace(self, variables=jax.eval_shape(lambda v: v, self.variables))
 
 
-def config_file(folder: Path) -> str:
-    """The resolved config of a run. Raises ConfigError where there is none."""
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"{folder} is not a run: it has no config.json; give a folder "
-                          "runs/<name>/<run id>")
-    return str(folder / "config.json")
-
-
 def open_run(folder: str | Path, config: ConfigDict | None = None,
-             like: Sequence[Run] = ()) -> Run:
+             like: Sequence[Run] = (), *, with_corpus: bool = False) -> Run:
     """Restore a run's parameters from its last checkpoint, under its own config or another.
 
-    Leaves that only one of the two configs has are dropped or initialised; the log names them.
-    Of the runs `like` one with the same program lends its model, so that nothing compiles again.
+    The corpus is not looked at, unless asked for `with_corpus` or where the tokenizer can only come
+    from it (a run whose folder does not keep one). Leaves that only one of the two configs has are
+    dropped or initialised; the log names them. Of the runs `like` one with the same program lends
+    its model, so that nothing compiles again.
     Raises CheckpointError on damage, CheckpointMismatch listing leaves of another shape.
     """
     folder = Path(folder)
-    own = load(config_file(folder))
-    config = config or own
+    own, config = config_in(folder), config or stored_config(folder)
     use_compile_cache(config)
-    full, data = with_data(config)
+    alike = resolve(config.experiment.data.tokenizer) == resolve(own.experiment.data.tokenizer)
+    tokenizer = data_library.tokenizer_of(config.experiment.data, folder) if alike else None
+    load_data = functools.cache(lambda: with_data(config, tokenizer)[1])
+    if with_corpus:
+        load_data()  # what is wrong with it is said before anything is built
+    full = with_vocabulary(config, tokenizer or load_data().tokenizer)
     model = model_of(full)
     mesh = sharding.make_mesh(**full.runtime.mesh)
     inputs = jnp.zeros((1, full.experiment.data.train_length), jnp.int32)
@@ -105,8 +111,8 @@ def open_run(folder: str | Path, config: ConfigDict | None = None,
         with attention.backend(full.runtime.backend):
             model = next((other.model for other in like if same_program(
                 (other.model, model), (other.variables, variables), windows)), model)
-    return Run(folder, config, data, model, variables, saved.step, saved.code,
-               tuple(dropped), tuple(new))
+    return Run(folder, config, load_data, tokenizer or load_data().tokenizer, model, variables,
+               saved.step, saved.code, tuple(dropped), tuple(new))
 
 
 def fairness(run: Run) -> dict[str, Any]:
@@ -117,7 +123,7 @@ def fairness(run: Run) -> dict[str, Any]:
     optimizer = lookup.build("lcx.train.optimizers", experiment.train.optimizer)
     state = jax.eval_shape(lambda: run.model.init_state(1, length))
     return dict(
-        run=run_id(load(config_file(run.folder))), config_hash=run_id(run.config),
+        run=run_id(config_in(run.folder)), config_hash=run_id(run.config),
         position=describe.position(run.config), mixer=describe.mixer(run.config),
         seed=experiment.seed, checkpoint_step=run.step,
         parameters=sum(x.size for x in jax.tree.leaves(run.variables["params"])),

@@ -16,11 +16,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lcx import train
-from lcx.config import code_version, load, parse_override, parse_short, resolve, run_id
+from lcx.config import apply, code_version, parse_override, parse_short, resolve, run_id, settled
+from lcx.config.stored import config_in, facts
+from lcx.data import tokenizer_of
 from lcx.errors import ConfigError
 from lcx.labels import visible
 from lcx.ops.attention import api as attention
+from lcx.study.adopt import adopt, up_to_date
 from lcx.study.evaluate import during, evaluate, evaluate_all
+from lcx.study.here import stored_config
 from lcx.study.logs import Plain
 from lcx.study.preflight import (
     check,
@@ -29,12 +33,12 @@ from lcx.study.preflight import (
     use_compile_cache,
     with_data,
 )
-from lcx.study.restore import config_file
 from lcx.study.run_folder import folder_of
 from lcx.study.start import source_of
 from lcx.study.status import locked, read_status, write_atomically, write_status
 from lcx.study.under import under, variants
 from lcx.study.versions import settle
+from lcx.train import checkpoint
 from lcx.train.checkpoint import saved
 from lcx.train.start import start_from
 
@@ -50,13 +54,18 @@ def run_member(config: ConfigDict, folder: str | Path | None = None, *,
     Whatever ends it is written to status.json and raised again. Raises Busy where another process
     holds the folder.
     """
+    config = settled(apply(config, {}))
     folder = Path(folder or folder_of(config))
     with locked(folder), _logged(folder) as write_log:
         settle(folder, old)
+        if not adopt(folder, config):
+            raise ConfigError(
+                f"{folder} was trained on other text than lies at its paths now: restore that, or "
+                "train anew under another --config.runtime.name")
         if (status := read_status(folder))["state"] == "finished":
             return status
         write_atomically(folder / "config.json", json.dumps(
-            {**resolve(config), "code_version": code_version()[0]}, sort_keys=True) + "\n")
+            {**resolve(config), **facts(config, folder)}, sort_keys=True) + "\n")
         with _status(folder, write_log, "training") as now:
             began = time.monotonic()
             train_member(config, folder)
@@ -64,7 +73,7 @@ def run_member(config: ConfigDict, folder: str | Path | None = None, *,
             if not test:
                 return write_status(folder, "waiting", note="trained, not evaluated", **now)
             write_status(folder, "running", doing="evaluating", **now)
-            evaluate_all(folder)
+            evaluate_all(folder, config)
         return read_status(folder)
 
 
@@ -77,13 +86,15 @@ def evaluate_member(folder: str | Path, overrides: Sequence[str] = (),
     reaches nothing; one that says what the run has anyway gives the run's own rows.
     """
     folder = Path(folder)
-    own = load(config_file(folder))
-    config = under(own, [parse_override(text) for text in overrides])
+    config = stored_config(folder, [parse_override(text) for text in overrides])
+    if not up_to_date(folder, config):
+        with locked(folder):
+            adopt(folder, config)
     ways = [under(config, [parse_short(text)]) for text in schemes]
-    if not ways and run_id(config) != run_id(own):
+    if not ways and run_id(config) != run_id(config_in(folder)):
         ways = [config]
-    for way in ways:
-        check(way)
+    for way in ways or [config]:
+        check(way, training=False)
     with locked(folder), _logged(folder) as write_log:
         for text, way in zip(schemes, ways):
             if run_id(way) == run_id(config):
@@ -99,10 +110,13 @@ def train_member(config: ConfigDict, folder: Path) -> None:
     """Train to the last step; the parameters are in the folder's checkpoints."""
     check(config)
     use_compile_cache(config)
-    full, data = with_data(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    full, data = with_data(config, tokenizer_of(config.experiment.data, folder))
+    data.keep(folder)
     for one in (full, *variants(full)):
         check_reach(data, one)  # what the ladder would refuse after training is refused now
-    model, source = model_of(full), source_of(config)
+    model = model_of(full)
+    source = None if checkpoint.steps(folder / "checkpoints") else source_of(config)
     with attention.backend(config.runtime.backend):
         train.train(full, data.train_batches(model.data_transform()), folder, model=model,
                     code_version=code_version()[0], measure=during(config, data, model, folder),

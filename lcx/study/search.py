@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from lcx.config import apply, load, load_space, parse_override, run_id, validate
+from lcx.config import apply, load, load_space, parse_override, run_id, settled, validate
 from lcx.errors import ConfigError
 from lcx.labels import show
 from lcx.study import describe, records
@@ -64,7 +64,8 @@ def search(spec: str, overrides: Iterable[str] = (), *, trials: int, metric: str
             study.sampler = optuna.samplers.TPESampler(seed=experiment.seed + len(study.trials))
             trial = study.ask()
             proposed = dict(space(trial))
-            config = validate(apply(apply(start, proposed), map(parse_override, overrides)))
+            config = settled(validate(apply(
+                apply(start, proposed), map(parse_override, overrides))))
             if not config.runtime.label:
                 config.runtime.label = describe.overrides_label(proposed)
             (member,) = members_of([config])

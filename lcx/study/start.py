@@ -6,8 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from lcx.config import run_id
-from lcx.config.start import config_in
+from lcx.config.stored import config_in, ids_in, place_of
 from lcx.errors import ConfigError
 from lcx.train import checkpoint
 
@@ -20,20 +19,20 @@ def source_of(config: ConfigDict) -> Path | None:
     wanted = config.experiment.train.start_from
     if wanted is None:
         return None
-    if config.runtime.start_folder:
-        folder = Path(config.runtime.start_folder).expanduser()
-    else:
-        out = Path(config.runtime.out).expanduser()
-        found = sorted(out.glob(f"*/{wanted}"))
-        if not found:
-            raise ConfigError(f"experiment.train.start_from: no run {wanted} lies in {out}/*/; "
-                              "give its folder instead, or runtime.start_folder")
-        folder = found[0]
+    folder = place_of(config)
+    if folder is None:
+        raise ConfigError(f"experiment.train.start_from: no run {wanted} lies in "
+                          f"{Path(config.runtime.out).expanduser()}/*/; "
+                          "give its folder instead, or runtime.start_folder")
+    try:
+        there = ids_in(folder)
+    except ConfigError as error:
+        raise ConfigError(f"experiment.train.start_from={wanted}: {error}") from None
+    if wanted not in there:
+        raise ConfigError(f"{folder} holds the run {' or '.join(sorted(there))} and not {wanted}, "
+                          "which experiment.train.start_from asks for; set runtime.start_folder to "
+                          "where that one lies")
     source = config_in(folder)
-    if (there := run_id(source)) != wanted:
-        raise ConfigError(f"{folder} holds the run {there} and not {wanted}, which "
-                          "experiment.train.start_from asks for; set runtime.start_folder to where "
-                          "that one lies")
     steps = checkpoint.steps(folder / "checkpoints")
     if not steps or steps[-1] < source.experiment.train.steps:
         raise ConfigError(f"{folder} has trained {steps[-1] if steps else 0} of its "

@@ -18,6 +18,7 @@ from lcx.config import assign, code_version, load_sweep, run_id
 from lcx.errors import ConfigError
 from lcx.labels import show
 from lcx.study import describe
+from lcx.study.adopt import up_to_date
 from lcx.study.devices import needed, shares
 from lcx.study.names import names
 from lcx.study.run_folder import folder_of
@@ -109,7 +110,8 @@ def sweep(members: Sequence[Member], *, jobs: int | None = None, timeout: float 
 
 def _finished(member: Member, old: str) -> bool:
     return (read_status(member.folder)["state"] == "finished"
-            and (old == "keep" or not others(member.folder)))
+            and (old == "keep" or not others(member.folder))
+            and up_to_date(member.folder, member.config))  # else its worker sees to it
 
 
 def _work(worker: Worker, todo: queue.Queue[Member], members: Sequence[Member], old: str,

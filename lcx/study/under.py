@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 from ml_collections import ConfigDict
 
-from lcx.config import apply, from_values, resolve, run_id, validate
+from lcx.config import apply, from_values, resolve, run_id, settled, validate
 from lcx.config.layers import Changes, in_effect
 from lcx.errors import ConfigError
 from lcx.model import build_model, has_position_parameters
@@ -39,6 +39,10 @@ def under(config: ConfigDict, overrides: Changes,
     for path, _ in pairs:
         _require(path, matters)
     validate(new)
+    if any(path.startswith("experiment.data.") for path, _ in pairs):
+        settled(new)
+    if run_id(new) == run_id(config):
+        return new  # perhaps with its text at another place
     if in_effect(new) == in_effect(config):
         return from_values({"experiment": resolve(config.experiment),
                             "runtime": resolve(new.runtime)})

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lcx.data.documents import Document, Skip, check_policy
+from lcx.data.survey import content_of
 from lcx.errors import ConfigError, DataError
 
 BLOCK = 1 << 20
@@ -26,6 +27,8 @@ class Files:
     is in none of the files is an error, for it would change nothing.
     on_bad: "raise" on a file that is not UTF-8 text, or "skip" and count it.
     max_bytes: the largest document; a larger one is bad (guards against sparse and runaway files).
+    content: the sha256 of the texts in order, filled in when a config is read; a run is known by it
+    and not by its paths. Files that differ from it are refused.
     Raises DataError on a path that does not exist or holds nothing.
     """
 
@@ -35,6 +38,7 @@ class Files:
     separator: str | None = None
     on_bad: str = "raise"
     max_bytes: int = 256 << 20
+    content: str = ""
 
     def __post_init__(self):
         check_policy(self.on_bad)
@@ -60,6 +64,10 @@ class Files:
     def identity(self) -> dict[str, Any] | None:
         """None: files change under one's hands, so the content itself is hashed."""
         return None
+
+    def read_content(self) -> str:
+        """The `content` of these files as they are now."""
+        return content_of(self)
 
     def _paths(self) -> Iterator[tuple[str, Path]]:
         given = [self.paths] if isinstance(self.paths, (str, os.PathLike)) else list(self.paths)
@@ -96,7 +104,8 @@ class Files:
                                 f"folder that it starts from ({os.getcwd()})")
             yield from ((p.name, p) for p in matches)
         else:
-            raise DataError(f"no such file or folder: '{entry}' (from {os.getcwd()}); check paths")
+            raise DataError(f"no such file or folder: '{entry}' (from {os.getcwd()}); check paths "
+                            "(a run's files have moved? --config.experiment.data.corpus.paths=...)")
 
     def _wanted(self, name: str) -> bool:
         return (any(fnmatch.fnmatch(name, p) for p in _listed(self.patterns))

@@ -30,6 +30,8 @@ class Tfds:
     name_feature: str | None = None
     on_bad: str = "raise"
 
+    PLACES = ("data_dir",)  # says where the dataset lies, not what it is
+
     def __post_init__(self):
         check_policy(self.on_bad)
 

@@ -14,6 +14,8 @@ import numpy as np
 from lcx.data import store
 from lcx.errors import ConfigError, DataError
 
+FILE = "tokenizer.json"
+
 
 @dataclass
 class Bpe:
@@ -21,13 +23,16 @@ class Bpe:
 
     path: a tokenizer.json of Hugging Face `tokenizers` with a byte-level alphabet; None trains on
     the training split with vocab_size and min_frequency, and keeps the JSON beside the corpus.
-    Never a pickle. Raises ConfigError without the extra, DataError on a file that is no byte-level
-    tokenizer; text whose bytes the tokens do not cover exactly is refused when it is tokenized.
+    Never a pickle. content: the sha256 of the file at `path`, filled in when a config is read; a
+    run is known by it and not by the path. Raises ConfigError without the extra, DataError on a
+    file that is no byte-level tokenizer; text whose bytes the tokens do not cover exactly is
+    refused when it is tokenized.
     """
 
     path: str | None = None
     vocab_size: int = 4096
     min_frequency: int = 2
+    content: str = ""
     _json: str = field(default="", init=False, repr=False)
     _tokenizer: Any = field(default=None, init=False, repr=False)
 
@@ -37,8 +42,30 @@ class Bpe:
             raise ConfigError(f"bpe vocab_size={self.vocab_size} cannot hold the 256 bytes")
 
     def ready(self, texts: Callable[[], Iterable[bytes]], folder: Path) -> None:
-        """Load the JSON, or train it once and keep it under `folder`."""
-        path = Path(self.path).expanduser() if self.path else self._trained(texts, folder)
+        """Load the JSON, or train it once and keep it under `folder`, unless it is open already."""
+        if self._tokenizer is None:
+            self._load(Path(self.path).expanduser() if self.path else self._trained(texts, folder))
+
+    def read_content(self) -> str:
+        """The sha256 of the file at `path` as it is now; "" where there is none to be read."""
+        if not self.path:
+            return ""
+        self._load(Path(self.path).expanduser())
+        return _sha256(self._json)
+
+    def keep(self, folder: Path) -> None:
+        """The JSON, in a run's folder."""
+        aside = folder / f".{FILE}"
+        aside.write_text(self._json, encoding="utf-8")
+        aside.replace(folder / FILE)  # whole or absent
+
+    def reopen(self, folder: Path) -> bool:
+        """Load what `keep` wrote; False where it did not."""
+        if found := (folder / FILE).is_file():
+            self._load(folder / FILE)
+        return found
+
+    def _load(self, path: Path) -> None:
         try:
             self._json = path.read_text(encoding="utf-8")
             self._tokenizer = _library().Tokenizer.from_str(self._json)
@@ -49,6 +76,10 @@ class Bpe:
             why = str(error).splitlines()[0] if str(error) else "not JSON"
             raise DataError(f"'{path}' is not a tokenizer.json ({why}); save one with "
                             "tokenizers.Tokenizer.save, or path=None to train one") from error
+        if self.content and _sha256(self._json) != self.content:
+            raise DataError(f"'{path}' is not the tokenizer that this run is known by (content "
+                            f"{self.content[:12]}, here {_sha256(self._json)[:12]}): restore it, "
+                            "or name it anew without content=..., which is another experiment")
         self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
 
     def encode(self, text: bytes) -> np.ndarray:
@@ -73,7 +104,7 @@ class Bpe:
     def identity(self) -> dict[str, Any]:
         """The hash of the JSON: another vocabulary, other token files."""
         return {"name": "bpe", "vocab_size": self.vocab_size,
-                "sha256": hashlib.sha256(self._json.encode()).hexdigest()}
+                "sha256": _sha256(self._json)}
 
     def _trained(self, texts: Callable[[], Iterable[bytes]], folder: Path) -> Path:
         version = _library().__version__
@@ -99,6 +130,10 @@ class Bpe:
             initial_alphabet=sorted(level.alphabet()), special_tokens=[])
         tokenizer.train_from_iterator((t.decode("utf-8") for t in texts), trainer)
         return tokenizer.to_str()
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _library():

@@ -20,6 +20,13 @@ class Bytes:
     def ready(self, texts: Callable[[], Iterable[builtins.bytes]], folder: Path) -> None:
         """Nothing to train."""
 
+    def keep(self, folder: Path) -> None:
+        """Nothing to keep."""
+
+    def reopen(self, folder: Path) -> bool:
+        """Always ready."""
+        return True
+
     def encode(self, text: builtins.bytes) -> np.ndarray:
         """UTF-8 bytes -> int32 [n]."""
         return np.frombuffer(text, np.uint8).astype(np.int32)

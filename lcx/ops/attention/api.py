@@ -17,6 +17,8 @@ from lcx.ops.attention import chunked, cudnn, reference
 log = logging.getLogger("lcx.ops.attention")
 
 BACKENDS = {"cudnn": cudnn.attend, "chunked": chunked.attend, "reference": reference.attend}
+_WHOLE = {"cudnn"}  # take whole sequences, no cache
+_PLATFORM = {"cudnn": "gpu"}  # what a backend needs, of those that do not run everywhere
 # Where all logits of a layer are at most this many numbers, one square is quicker than chunks.
 _SMALL = 2**23
 
@@ -39,6 +41,16 @@ def backend(name: str):
 def chosen() -> str:
     """The backend that is named here, or "auto": programs that differ in it are not the same."""
     return _chosen.get()
+
+
+def available(name: str) -> bool:
+    """Whether this machine can serve a backend (or "auto") at all."""
+    return _PLATFORM.get(name, jax.default_backend()) == jax.default_backend()
+
+
+def streams(name: str) -> bool:
+    """Whether a backend (or "auto") takes the cache of a stream."""
+    return name not in _WHOLE
 
 
 def attend(queries: pairs.Queries, keys: pairs.Keys, lanes, *, rotary_dim: int, scale: float,
