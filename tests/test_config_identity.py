@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 
 from lcx import lookup
-from lcx.config import COMPONENTS, apply, base_config, essence, load, load_sweep, override, run_id
+from lcx.config import (
+    COMPONENTS,
+    apply,
+    assign,
+    base_config,
+    essence,
+    load,
+    load_sweep,
+    override,
+    run_id,
+)
 from lcx.config import base as base_module
 from lcx.config.base import INJECTED
 from lcx.config.identity import resolve
@@ -134,7 +144,9 @@ def test_a_tokenizer_counts_by_its_content(tmp_path):
 
 def with_values(values):
     config = base_config()
-    return run_id(apply(config, values))
+    for path, value in values.items():
+        assign(config, path, value)
+    return run_id(config)
 
 
 SAME = [

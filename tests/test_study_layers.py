@@ -166,7 +166,8 @@ def test_every_key_of_the_evaluation_reaches_the_ladder_or_raises(kind, tmp_path
     full, data = with_data(config)
 
     def called(config):
-        run = Run(tmp_path, config, data, build_model(full.experiment.model, 16), None, 0)
+        run = Run(tmp_path, config, lambda: data, None, build_model(full.experiment.model, 16),
+                  None, 0)
         list(evaluate.rows_of(data, run, {}))
         return calls[-1]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lcx.config import apply, run_id, validate
-from lcx.config.stored import config_in
+from lcx.config.stored import config_in, ids_in
 from lcx.errors import ConfigError
 from lcx.study import describe
 
@@ -15,7 +15,7 @@ from lcx.study import describe
 def renamed(rows: Sequence[dict[str, Any]], folder: Path) -> Sequence[dict[str, Any]]:
     """The rows of a run's folder, whose run, config hash and arm are those of its config.json.
 
-    All rows beside a config.json are of its run; those that say so under another id are old. A row
+    Rows that name the run by an id that it went by before are old; others are left alone. A row
     under a test-time override gets the hash of the config that its `override` makes. Rows without
     a config.json beside them stay as they are.
     """
@@ -23,11 +23,11 @@ def renamed(rows: Sequence[dict[str, Any]], folder: Path) -> Sequence[dict[str, 
         own = config_in(folder)
     except ConfigError:
         return rows
-    run = run_id(own)
+    run, known = run_id(own), ids_in(folder)
     hashes: dict[str, tuple[str, str] | None] = {}  # of each config that old rows were made under
 
     def today(row: dict[str, Any]) -> dict[str, Any]:
-        if row["run"] == run:
+        if row["run"] == run or row["run"] not in known:
             return row
         extra, was = row["extra"] or {}, row["config_hash"]
         if was not in hashes:

@@ -41,11 +41,11 @@ def under(config: ConfigDict, overrides: Changes,
     validate(new)
     if any(path.startswith("experiment.data.") for path, _ in pairs):
         settled(new)
-    if run_id(new) == run_id(config):
-        return new  # perhaps with its text at another place
     if in_effect(new) == in_effect(config):
         return from_values({"experiment": resolve(config.experiment),
                             "runtime": resolve(new.runtime)})
+    if run_id(new) == run_id(config):
+        return new  # the same texts at another place
     new = apply(new, {"experiment.eval.overrides": None, "experiment.eval.every": 0})
     if new.experiment.model.share_position:
         model = {**dict(new.experiment.model.items()), "vocab_size": 1}
