@@ -14,7 +14,7 @@ from lcx.errors import ConfigError
 from lcx.layers import Dense
 from lcx.positions import Position
 from lcx.positions.alibi import slopes
-from lcx.types import wide
+from lcx.types import precise, wide
 
 
 class GrapeAp(Position):
@@ -53,6 +53,6 @@ def bias(slope, tile: L.Tile):
     first, second = jnp.split(told, 2, -1)
     turned = jnp.concatenate([first * jnp.cos(angle) + second * jnp.sin(angle),
                               second * jnp.cos(angle) - first * jnp.sin(angle)], -1)
-    step = jax.nn.log_sigmoid(jnp.einsum("bthk,bshk->bhts", asked, turned) / asked.shape[-1])
+    step = jax.nn.log_sigmoid(precise("bthk,bshk->bhts", asked, turned) / asked.shape[-1])
     step = jnp.where(tile.mask[:, None], step * slope[:, None, None], 0.0)
     return jnp.cumsum(step[..., ::-1], -1)[..., ::-1] - step  # of the tokens after key j

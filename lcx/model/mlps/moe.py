@@ -48,7 +48,7 @@ class Moe(CountingMlp):
         experts, width = self.num_experts, self.width
         passed = self.top_k + self.num_shared
         hidden = self.hidden or -(-8 * width // (24 * passed)) * 8
-        logits = Dense((experts,), (None,), name="router")(wide(x))
+        logits = Dense((experts,), (None,), exact=True, name="router")(wide(x))
         probability = jax.nn.softmax(logits)
         gate, choice = jax.lax.top_k(probability, self.top_k)
         if self.normalise:
