@@ -93,7 +93,7 @@ def test_the_walk_finds_a_weight_cast_outside_of_its_loop():
     def loss(w, x, inside):
         cast = lambda: w.astype(jnp.bfloat16)
         outside = None if inside else cast()
-        step = lambda h, x: (jnp.tanh(h + x @ (cast() if inside else outside)).astype(x.dtype), None)
+        step = lambda h, x: (jnp.tanh(h + x @ (cast() if inside else outside)), None)
         return jax.lax.scan(step, x[0] * 0, x)[0].astype(jnp.float32).sum()
 
     shapes = jnp.zeros((8, 8)), jnp.zeros((4, 3, 8), jnp.bfloat16)
@@ -211,8 +211,8 @@ def test_cudnn_is_not_given_what_it_gets_wrong(way, monkeypatch):
     seq, x = L.sequence(1, 8), jnp.zeros((2, 8, 2, 16), jnp.bfloat16)
 
     def run(keys=seq, lanes=None, window=None):
-        return cudnn.attend(pairs.Queries(x, seq), pairs.Keys(x, x, keys), lanes or L.Lanes(), rotary_dim=16,
-                            scale=1.0, causal=True, window=window)
+        return cudnn.attend(pairs.Queries(x, seq), pairs.Keys(x, x, keys), lanes or L.Lanes(),
+                            rotary_dim=16, scale=1.0, causal=True, window=window)
 
     assert run().shape == run(window=3).shape == x.shape  # all else reaches the kernel
     empty = seq.replace(order=seq.order.at[0, 0].set(-1))

@@ -8,8 +8,6 @@ from flax import struct
 
 from lcx.types import precise, wide
 
-_FULL = jax.lax.Precision.HIGHEST  # TF32 errors would grow with every power
-
 
 @struct.dataclass
 class Dplr:
@@ -40,7 +38,7 @@ class Dplr:
 
     def doubled(self) -> Dplr:
         """The same kernel, to twice the length: read (I + A^length)."""
-        power = jnp.linalg.matrix_power(self.dense()[0], self.length, precision=_FULL)
+        power = _power(self.dense()[0], self.length)
         both = jnp.concatenate([self.read, self.read.conj()], -1)
         more = precise("...m,...mn->...n", both, power)[..., :self.read.shape[-1]]
         return self.replace(read=self.read + more, length=2 * self.length)
@@ -61,7 +59,7 @@ class Dplr:
         count = self.pole.shape[-1]
         matrix, column = self.dense()
         one = jnp.eye(2 * count, dtype=matrix.dtype)
-        power = jnp.linalg.matrix_power(matrix, self.length, precision=_FULL)
+        power = _power(matrix, self.length)
         both = jnp.concatenate([self.read, self.read.conj()], -1)
         read = jnp.linalg.solve(jnp.swapaxes(one - power, -1, -2), both[..., None])[..., :count, 0]
         own, other = matrix[..., :count, :count], matrix[..., :count, count:]
@@ -82,6 +80,11 @@ class Dplr:
         tokens = jax.tree.map(lambda t: jnp.moveaxis(t, 1, 0), (x, fade, start))
         state, y = jax.lax.scan(step, state, tokens)
         return jnp.moveaxis(y, 0, 1), jnp.stack([state.real, state.imag], -1)
+
+
+def _power(matrix: jax.Array, count: int) -> jax.Array:
+    with jax.default_matmul_precision("highest"):  # TF32 errors would grow with every power
+        return jnp.linalg.matrix_power(matrix, count)
 
 
 def start_read(read: jax.Array, kernel: Dplr) -> jax.Array:
