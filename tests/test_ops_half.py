@@ -65,7 +65,8 @@ def layer(name, form, position="no_pe"):
 LOOPS = [("attention", "chunked"), ("linear_attention", "quadratic"), ("gla", "chunked"),
          ("gsa", "chunked"), ("gated_delta_net", "chunked"), ("gated_delta_net", "step"),
          ("lstm", "step"), ("gru", "step"), ("slstm", "step"), ("mamba1", "chunked"),
-         ("delta_former", "chunked"), ("stick_breaking", "chunked"), ("s4d", "chunked")]
+         ("delta_former", "chunked"), ("stick_breaking", "chunked"), ("s4d", "chunked"),
+         ("log_linear_mamba2", "chunked")]
 
 
 @pytest.mark.parametrize("name, form", LOOPS, ids=str)
