@@ -189,6 +189,29 @@ def test_no_scheme_makes_positions_with_rounded_products(name):
         assert products(loss, *shapes) <= CONTENT, example
 
 
+def lanes_of(position):
+    """What a scheme says in a float32 layer, a function of its variables and x; their shapes."""
+    mixer = mixers.make("attention", position="no_pe", width=D, train_length=T, parent=None)
+    scheme = positions.make(position, mixer.site(), parent=None)
+    carry, x, seq = scheme.init_carry(2), jax.ShapeDtypeStruct((2, T, D), jnp.float32), L.sequence(
+        1, T)
+    found = jax.eval_shape(lambda x: nn.unbox(scheme.init(jax.random.key(0), x, seq, carry,
+                                                          method="lanes")), x)
+    return lambda v, x: scheme.apply(v, x, seq, carry, method="lanes"), found, x
+
+
+@pytest.mark.parametrize("name", lookup.names(positions.__name__))
+def test_nor_do_its_lanes_in_float32(name):
+    """Where the whole model is float32, gates and steps are still exact; vectors of PaTH are maps
+    of the tokens like queries and keys."""
+    for example in getattr(lookup.find(positions.__name__, name), "examples", ({},)):
+        try:
+            run, *shapes = lanes_of([dict(name=name, **example)])
+        except (Refusal, ConfigError):
+            continue
+        assert products(run, *shapes) <= ({"layers.py"} if name == "path" else set()), example
+
+
 GATES = [("hyena", "quadratic"), ("s4d", "chunked"), ("s4", "step"), ("h3", "chunked"),
          ("mamba1", "chunked"), ("gated_delta_net", "step"), ("rglru", "chunked")]
 

@@ -41,7 +41,8 @@ class GrapeAp(Position):
     def lanes(self, x, seq: L.Sequence, carry: Any) -> tuple[L.Lanes, Any]:
         if self.dim < 2 or self.dim % 2:
             raise ConfigError(f"grape_ap turns pairs of channels: dim={self.dim} must be even")
-        p = wide(Dense((self.site.num_heads, self.dim), ("heads", "head_dim"), name="path")(x))
+        p = wide(Dense((self.site.num_heads, self.dim), ("heads", "head_dim"), exact=True,
+                       name="path")(x))
         return L.Lanes(bias=(L.Pairwise(self.number("slope"), bias, True, extras=p),)), carry
 
 
