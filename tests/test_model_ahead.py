@@ -165,6 +165,22 @@ def packed():
             "weights": weights.astype(np.float32), "document": owner[:-1].reshape(shape)}, owner
 
 
+def segmented():
+    """The same with a segment per document and padding behind, so that rows differ in how many
+    targets they have at each distance."""
+    batch, _ = packed()
+    segment = batch["document"] - batch["document"][:, :1] + 1
+    segment[4:, 3:] = 0
+    return {**batch, "segment": segment, "weights": batch["weights"] * (segment > 0),
+            "document": np.where(segment, batch["document"], -1)}
+
+
+@pytest.fixture(scope="module")
+def whole_rows():
+    with jax.enable_x64(True):
+        return one_step(segmented())
+
+
 @pytest.fixture(scope="module")
 def whole_batch():
     with jax.enable_x64(True):
@@ -193,9 +209,9 @@ def test_the_loss_is_the_mean_over_the_own_weights_of_each_term(whole_batch, x64
 
 @pytest.mark.parametrize("mesh, accumulate", [
     ((1, 1, 1), 2), ((1, 1, 1), 8), ((2, 1, 1), 4), ((2, 2, 2), 2)], ids=str)
-def test_the_update_is_the_same_however_the_batch_is_cut(mesh, accumulate, whole_batch, x64):
-    wanted, row, *_ = whole_batch
-    got, other, *_ = one_step(packed()[0], mesh, accumulate)
+def test_the_update_is_the_same_however_the_batch_is_cut(mesh, accumulate, whole_rows, x64):
+    wanted, row, *_ = whole_rows
+    got, other, *_ = one_step(segmented(), mesh, accumulate)
     assert max(np.abs(x).max() for x in jax.tree.leaves(wanted)) > 1e-2
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), got, wanted)
     assert other == pytest.approx(row, rel=1e-6)
