@@ -52,9 +52,7 @@ def narrow_sums(function, *arguments):
 
 def layer(name, form, position="no_pe"):
     """One mixer in bfloat16 with short chunks: its loss, and shapes of variables and input."""
-    spec = dict(name=name, **lookup.find(mixers.PACKAGE, name).examples[0], form=form, chunk=16)
-    if name == "fixed_sparse" or "chunk" not in lookup.fields(lookup.find(mixers.PACKAGE, name)):
-        spec.pop("chunk")
+    spec = dict(name=name, **lookup.find(mixers.PACKAGE, name).examples[-1], form=form, chunk=16)
     mixer = mixers.make(spec, position=position, width=D, train_length=T, parent=None)
     x, seq = jax.ShapeDtypeStruct((2, T, D), jnp.bfloat16), L.sequence(1, T)
     found = jax.eval_shape(lambda x: nn.unbox(mixer.init(jax.random.key(0), x, seq)), x)
