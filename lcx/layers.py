@@ -22,6 +22,7 @@ class Dense(nn.Module):
 
     features and axes: sizes and logical names of the output axes; in_axes: names of the
     contracted ones. The kernel starts normal with variance scale^2 / fan_in unless `init` is given.
+    exact: of float32, for gates: the product is never rounded to TF32 (`lcx.types`).
     """
 
     features: tuple[int, ...]
@@ -31,6 +32,7 @@ class Dense(nn.Module):
     scale: float = 1.0
     init: Initializer | None = None
     bias_init: Initializer = nn.initializers.zeros_init()
+    exact: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -41,7 +43,8 @@ class Dense(nn.Module):
         kernel = self.param("kernel", matrix(
             init, (*self.in_axes, *self.axes)), (*inputs, *self.features))
         # One flat matrix product: on CPU several times quicker than the same einsum.
-        y = x.reshape(-1, fan_in) @ kernel.astype(x.dtype).reshape(fan_in, fan_out)
+        y = jnp.matmul(x.reshape(-1, fan_in), kernel.astype(x.dtype).reshape(fan_in, fan_out),
+                       precision=jax.lax.Precision.HIGHEST if self.exact else None)
         y = y.reshape(*rows, *self.features)
         if self.use_bias:
             bias = self.param("bias", free(self.bias_init, self.axes),

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from lcx import lanes as L
 from lcx import sharding
 from lcx.errors import ConfigError
-from lcx.model import build_model
+from lcx.model import build_model, mlps
 from lcx.model.mlps.moe import Moe
 from lcx.train import build_program
 from tests.train_stand_in import LENGTH, VOCAB, Batches, config
@@ -89,6 +90,35 @@ def test_the_balance_loss_is_1_at_balance_and_pushes_towards_it(x64):
     grad = jax.grad(value)(params, x)["router"]["kernel"]
     moved = dict(params, router=dict(kernel=params["router"]["kernel"] - 0.01 * grad))
     assert value(moved, x) < value(params, x)
+
+
+def test_padding_counts_nothing(x64):
+    """Neither in the load nor in the loss, nor in its gradient; it is routed all the same."""
+    moe, found, x = started(dict(num_experts=4, top_k=2, balance=1.0))
+    segment = np.array([[1, 1, 2, 2, 0, 0]] * B)
+
+    class Told(nn.Module):
+        @nn.compact
+        def __call__(self, x, seq):
+            return mlps.run(Moe(D, **OPTIONS[0], balance=1.0, name="moe"), x, seq, None)[0]
+
+    def told(x, seq):
+        def run(params):
+            y, told = Told().apply({"params": {"moe": params}}, x, seq,
+                                   mutable=["intermediates", "losses"])
+            return told["losses"]["moe"]["balance"][0], (told["intermediates"]["moe"], y)
+
+        (loss, (seen, y)), slope = jax.value_and_grad(run, has_aux=True)(found["params"])
+        return loss, seen["expert_load"][0], slope["router"]["kernel"], y
+
+    *wanted, own = told(x[:, :4], L.sequence(1, 4))
+    for noise in (0.0, 100.0):
+        padded = x.at[:, 4:].add(noise)
+        *got, y = told(padded, L.sequence(B, T, segment=segment))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), got, wanted)
+        np.testing.assert_allclose(y[:, :4], own, atol=1e-12)
+    loss, load, slope, _ = told(x, L.sequence(B, T, segment=0 * segment))
+    assert loss == 0 and not load.any() and not slope.any()
 
 
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 1, 8), (2, 1, 4)], ids=str)

@@ -16,7 +16,7 @@ from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, ShortConv
 from lcx.mixers.lti_family import SUPPORTS, LtiMixer, LtiState, by_history
 from lcx.ops import conv
-from lcx.types import wide
+from lcx.types import precise, wide
 from lcx.weights import free, matrix
 
 
@@ -121,9 +121,9 @@ class Implicit:
             np.linspace(1e-4, self.bands - 1 if self.bands > 1 else 1e-4, self.bands))
         hidden = jnp.concatenate([time, jnp.cos(angle), -jnp.sin(angle)], -1)
         for kernel, bias in self.layers:
-            hidden = jnp.sin(self.frequency * (hidden @ kernel + bias))
+            hidden = jnp.sin(self.frequency * (precise("lc,cd->ld", hidden, kernel) + bias))
         fade = jnp.exp(-time.reshape(-1, *[1] * self.rate.ndim) * self.rate)
-        return jnp.tensordot(hidden, self.out, 1) * fade
+        return precise("lc,c...->l...", hidden, self.out) * fade
 
 
 class Filter(nn.Module):

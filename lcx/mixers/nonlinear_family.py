@@ -18,7 +18,7 @@ from lcx import lanes as L
 from lcx.errors import ConfigError
 from lcx.mixers import STEP, Mixer, Support, refuses
 from lcx.ops.conv import ConvState
-from lcx.types import wide, wide_dtype
+from lcx.types import precise, wide, wide_dtype
 from lcx.weights import matrix
 
 NO_PAIRS = refuses("R1", "the gates read the previous output, so no weight between two tokens "
@@ -122,7 +122,7 @@ def dense(kernel: jax.Array) -> jax.Array:
     if kernel.ndim == 3:
         return kernel
     heads, dim, gates, _ = kernel.shape
-    apart = jnp.einsum("hkgv,hi->hkgiv", kernel, jnp.eye(heads, dtype=kernel.dtype))
+    apart = precise("hkgv,hi->hkgiv", kernel, jnp.eye(heads, dtype=kernel.dtype))
     return apart.reshape(heads * dim, gates, heads * dim)
 
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from lcx.lanes import Sequence
 from lcx.layers import Dense, RmsNorm
 from lcx.model.layer import Layer
-from lcx.ops.loss import cross_entropy
 from lcx.types import wide
 
 
@@ -38,26 +37,21 @@ class Ahead(nn.Module):
 
 
 def shifted(x: jax.Array, steps: int) -> jax.Array:
-    """x [B,T] of the token `steps` later; the last ones repeat the last token, and do not count."""
+    """x [B,T] of the place `steps` later; the last ones repeat the last place, and do not count."""
     return jnp.concatenate([x[:, steps:]] + [x[:, -1:]] * min(steps, x.shape[1]), 1)[:, :x.shape[1]]
 
 
-def counted(seq: Sequence, steps: int) -> jax.Array:
-    """Tokens [.,T] whose document goes on for `steps` more tokens of this row, as weights."""
-    length = seq.order.shape[1]
-    inside = jnp.arange(length)[None] + steps < length
-    if seq.segment is not None:
-        inside &= (shifted(seq.segment, steps) == seq.segment) & (seq.segment > 0)
-    return wide(inside)
+def weights_ahead(weights: jax.Array, steps: int, *, segment: jax.Array | None = None,
+                  document: jax.Array | None = None) -> jax.Array:
+    """What the token `steps` after each target counts in its loss: [B,T], wide.
 
-
-def term(x: jax.Array, head: jax.Array, targets: jax.Array, seq: Sequence,
-         steps: int) -> jax.Array:
-    """Mean nll of the token `steps` after each target, over tokens where it is of their document.
-
-    x [B,T,D]; head [V,D]; targets [B,T]: the token after each. A target counts where the token
-    itself is in the row too, so that no document's last one is asked for the next document's.
+    weights [B,T] of the targets themselves; segment and document [B,T]: of the inputs, None where
+    a row is one. The token is the target of the place `steps` later, and takes its weight there;
+    0 where that place is in another document or beyond the row. steps 0 gives `weights`.
     """
-    nll = cross_entropy(x, head, shifted(targets, steps))
-    weight = jnp.broadcast_to(counted(seq, steps + 1), nll.shape)
-    return jnp.sum(nll * weight) / jnp.maximum(jnp.sum(weight), 1.0)
+    place = jnp.arange(weights.shape[1])
+    inside = jnp.broadcast_to(place + steps < weights.shape[1], weights.shape)
+    for owner in (segment, document):
+        if owner is not None:
+            inside &= shifted(owner, steps) == owner
+    return jnp.where(inside, wide(shifted(weights, steps)), 0)

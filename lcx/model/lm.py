@@ -126,24 +126,25 @@ class LanguageModel(nn.Module):
         state = None if state is None else ModelState(layers, carries, reads)
         x = RmsNorm(name="final_norm")(x)
         if self.predict_ahead and (self.is_initializing() or (
-                targets is not None and self.is_mutable_collection("losses"))):
-            self._ahead(x, table, head, inputs if targets is None else targets, seqs[-1])
+                targets is not None and self.is_mutable_collection("further"))):
+            self._ahead(x, table, head, inputs, inputs if targets is None else targets, seqs[-1])
         return x, state, head
 
     def _embedded(self, table, tokens):
         x = table.at[tokens].get(mode="fill", fill_value=jnp.nan)  # no token is ever clamped
         return (x * math.sqrt(self.width)).astype(jnp.dtype(self.dtype))
 
-    def _ahead(self, x, table, head, targets, seq):
-        """Sows the losses of further tokens; in training alone."""
+    def _ahead(self, x, table, head, inputs, targets, seq):
+        """Sows the nll [B,T] of the token k after each target, times its share of the loss, for k
+        from 1 on; in training alone, which weighs them (`ahead.weights_ahead`)."""
+        share = self.ahead_weight / self.predict_ahead
         for steps in range(1, self.predict_ahead + 1):
-            embedded = self._embedded(table, ahead.shifted(targets, steps - 1))
+            embedded = self._embedded(table, ahead.shifted(inputs, steps))
             module = ahead.Ahead(self.layers[-1], self._common(), name=f"ahead_{steps}")
             x, read = module(x, embedded, seq)
             if not self.is_initializing():
-                term = ahead.term(read, head, targets, seq, steps)
-                share = self.ahead_weight / self.predict_ahead
-                self.sow("losses", f"further_{steps}", share * term)
+                nll = cross_entropy(read, head, ahead.shifted(targets, steps))
+                self.sow("further", "nll", share * nll)
 
     def _common(self):
         return dict(width=self.width, train_length=self.train_length,

@@ -19,7 +19,8 @@ from lcx.integral import Integral, fallen, integrate, separable_gap
 from lcx.ops import endpoint, untied
 from lcx.ops.decayed import decayed_scores
 from lcx.ops.householder import householder_scores
-from lcx.types import wide
+from lcx.ops.loops import summed_wide
+from lcx.types import precise, wide
 
 
 @struct.dataclass
@@ -214,7 +215,7 @@ def table_values(weights: jax.Array, queries: L.Sequence, keys: L.Sequence,
     bucket = lane.bucket(lane.table.shape[0], pair_distance(queries, keys))[:, None]
     sums = jax.lax.map(lambda r: jnp.sum(jnp.where(bucket == r, weights, 0.0), -1),
                        jnp.arange(lane.table.shape[0]))
-    return jnp.einsum("rbht,rv->bthv", sums, wide(lane.table))
+    return precise("rbht,rv->bthv", sums, wide(lane.table))
 
 
 def repeat_heads(x: jax.Array, heads: int) -> jax.Array:
@@ -226,7 +227,8 @@ def over_queries(run: Callable, tokens: Any, chunk: int) -> jax.Array:
     """run(tokens, first) for `chunk` tokens after another, first their number: [B,T,...].
 
     tokens: a pytree of arrays [.,T,...]; run returns [B,chunk,...]. Each chunk is recomputed in
-    the backward pass, so that memory is linear in T.
+    the backward pass, so that memory is linear in T; what all chunks read (keys, values) has its
+    gradient summed over them in float32.
     """
     length = jax.tree.leaves(tokens)[0].shape[1]
     if length <= chunk:
@@ -238,8 +240,10 @@ def over_queries(run: Callable, tokens: Any, chunk: int) -> jax.Array:
         a = jnp.pad(a, widths, mode="edge")
         return jnp.moveaxis(a.reshape(a.shape[0], count, chunk, *a.shape[2:]), 1, 0)
 
-    body = jax.checkpoint(lambda piece: run(*piece))
-    out = jax.lax.map(body, (jax.tree.map(split, tokens), jnp.arange(count) * chunk))
+    pieces = (jax.tree.map(split, tokens), jnp.arange(count) * chunk)
+    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), pieces)
+    body = jax.checkpoint(summed_wide(lambda piece: run(*piece), one))
+    out = jax.lax.map(body, pieces)
     out = jnp.moveaxis(out, 0, 1)
     return out.reshape(out.shape[0], count * chunk, *out.shape[3:])[:, :length]
 

@@ -33,7 +33,8 @@ class Cable(Position):
 
     @nn.compact
     def lanes(self, x, seq: L.Sequence, carry: L.Last) -> tuple[L.Lanes, Any]:
-        weight = Dense((self.site.num_heads,), ("heads",), use_bias=True, name="weight")(wide(x))
+        weight = Dense((self.site.num_heads,), ("heads",), use_bias=True, exact=True,
+                       name="weight")(wide(x))
         _, starts, carry = L.advance(seq, carry)
         increment = jnp.where(starts[..., None], 0.0, -jax.nn.softplus(weight))
         return L.Lanes(bias=(L.Separable(increment, content=True),)), carry

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from lcx.lanes import Lanes, Pairwise, Sequence, Tile
 from lcx.positions import Position
-from lcx.types import wide
+from lcx.types import precise, wide
 from lcx.weights import free
 
 
@@ -43,12 +43,12 @@ class Cope(Position):
 
 def bias(table, tile: Tile):
     """q_i . e[p_ij]: table [K,P] and a tile with *all* keys of its rows -> [B,H,T,S]."""
-    product = jnp.einsum("bthk,bshk->bhts", tile.query, tile.key)
+    product = precise("bthk,bshk->bhts", tile.query, tile.key)
     gate = jnp.where(tile.mask[:, None], jax.nn.sigmoid(product * tile.scale), 0.0)
     place = jnp.cumsum(gate[..., ::-1], -1)[..., ::-1]  # from each key up to the query
     place = jnp.minimum(place, table.shape[1] - 1)
     below = jnp.floor(place)
-    rows = jnp.einsum("bthk,kp->bhtp", tile.query, table)
+    rows = precise("bthk,kp->bhtp", tile.query, table)
     low = jnp.take_along_axis(rows, below.astype(jnp.int32), -1)
     high = jnp.take_along_axis(rows, jnp.ceil(place).astype(jnp.int32), -1)
     return low + (place - below) * (high - low)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, LogitMap, Sequence
 from lcx.positions import Position
-from lcx.types import wide
+from lcx.types import precise, wide
 from lcx.weights import free, matrix
 
 
@@ -76,6 +76,6 @@ def _convolve(weight, x):
     reach = weight.shape[0] // 2
     x = jnp.pad(x, [(0, 0)] * 3 + [(reach, reach)])
     size = x.shape[-1] - 2 * reach
-    taps = [jnp.einsum("bcts,cd->bdts", x[..., n:n + size], weight[n])
+    taps = [precise("bcts,cd->bdts", x[..., n:n + size], weight[n])
             for n in range(weight.shape[0])]
     return sum(taps)

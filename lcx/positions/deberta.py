@@ -11,7 +11,7 @@ import numpy as np
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Pairwise, Sequence, Temperature, Tile
 from lcx.positions import Position
-from lcx.types import wide
+from lcx.types import precise, wide
 from lcx.weights import free
 
 
@@ -79,8 +79,8 @@ def _bias(params, tile: Tile, sign: int):
         signed = jnp.sign(distance) * rows[place]
         return jnp.clip(signed + span, 0, 2 * span - 1).astype(jnp.int32)
 
-    by_query = jnp.einsum("bthk,rhk->bhtr", tile.query, params["keys"])
-    by_key = jnp.einsum("bshk,rhk->bhrs", tile.key, params["queries"])
+    by_query = precise("bthk,rhk->bhtr", tile.query, params["keys"])
+    by_key = precise("bshk,rhk->bhrs", tile.key, params["queries"])
     batch, heads = by_query.shape[:2]
     fits = lambda index: jnp.broadcast_to(index[:, None], (batch, heads, *index.shape[1:]))
     first = jnp.take_along_axis(by_query, fits(row(distance)), axis=3)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from lcx.lanes import Lanes, Rowwise, Sequence
 from lcx.positions import Position
-from lcx.types import wide
+from lcx.types import precise, wide
 from lcx.weights import free, matrix
 
 
@@ -56,5 +56,5 @@ def argument(params, distance, query_id):
 
 def kernel(params, distance, query_id):
     """f of the argument: [...] -> [..., H]."""
-    inner = argument(params, distance, query_id)[..., None] @ params["inner"] + params["offset"]
-    return jnp.maximum(inner, 0.0) @ params["outer"]
+    inner = argument(params, distance, query_id)[..., None] * params["inner"][0] + params["offset"]
+    return precise("...r,rh->...h", jnp.maximum(inner, 0.0), params["outer"])

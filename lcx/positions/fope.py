@@ -11,6 +11,7 @@ import numpy as np
 from lcx.errors import ConfigError
 from lcx.lanes import FeatureMap, Lanes, Rotation, Sequence, phase, split_frequency
 from lcx.positions.rope import Rope
+from lcx.types import precise
 
 
 class Fope(Rope):
@@ -60,7 +61,7 @@ def features(params, x, ids):
     groups, pairs = x.shape[2] // cosine.shape[0], x.shape[-1] // 2
 
     def table(wave, mixture):  # [B,T,H,K]
-        mixed = jnp.einsum("btn,hnm->bthm", wave, mixture)
+        mixed = precise("btn,hnm->bthm", wave, mixture)
         mixed = jnp.pad(mixed, [(0, 0)] * 3 + [(0, pairs - mixed.shape[-1])], constant_values=1.0)
         return jnp.repeat(jnp.concatenate([mixed, mixed], -1), groups, axis=2)
 

@@ -37,7 +37,7 @@ class Fox(Position):
     @nn.compact
     def lanes(self, x, seq: L.Sequence, carry: L.Last) -> tuple[L.Lanes, Any]:
         gate = Dense((self.site.num_heads,), ("heads",), use_bias=True, bias_init=self._bias,
-                     name="gate")(wide(x))
+                     exact=True, name="gate")(wide(x))
         _, starts, carry = L.advance(seq, carry)
         increment = jnp.where(starts[..., None], 0.0, jax.nn.log_sigmoid(gate))
         return L.Lanes(bias=(L.Separable(increment, content=True),)), carry

@@ -13,7 +13,7 @@ from lcx.errors import ConfigError, did_you_mean
 from lcx.lanes import Lanes, Pairwise, Sequence, Tile
 from lcx.positions import Position
 from lcx.positions.alibi import slopes
-from lcx.types import wide
+from lcx.types import precise, wide
 from lcx.weights import free, matrix
 
 
@@ -59,7 +59,7 @@ def unit(x):
 def bias(params, tile: Tile):
     """-D rate (gate of the query + gate of the key), [B,H,T,S]."""
     gate = lambda side, x: jax.nn.softplus(
-        jnp.einsum("bthk,hk->bht", x, params[side]) * x.shape[-1] ** -0.5)
+        precise("bthk,hk->bht", x, params[side]) * x.shape[-1] ** -0.5)
     total = 0.0
     if "query" in params:
         total = gate("query", tile.query)[..., None]

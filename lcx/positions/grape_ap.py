@@ -14,7 +14,7 @@ from lcx.errors import ConfigError
 from lcx.layers import Dense
 from lcx.positions import Position
 from lcx.positions.alibi import slopes
-from lcx.types import wide
+from lcx.types import precise, wide
 
 
 class GrapeAp(Position):
@@ -41,7 +41,8 @@ class GrapeAp(Position):
     def lanes(self, x, seq: L.Sequence, carry: Any) -> tuple[L.Lanes, Any]:
         if self.dim < 2 or self.dim % 2:
             raise ConfigError(f"grape_ap turns pairs of channels: dim={self.dim} must be even")
-        p = wide(Dense((self.site.num_heads, self.dim), ("heads", "head_dim"), name="path")(x))
+        p = wide(Dense((self.site.num_heads, self.dim), ("heads", "head_dim"), exact=True,
+                       name="path")(x))
         return L.Lanes(bias=(L.Pairwise(self.number("slope"), bias, True, extras=p),)), carry
 
 
@@ -53,6 +54,6 @@ def bias(slope, tile: L.Tile):
     first, second = jnp.split(told, 2, -1)
     turned = jnp.concatenate([first * jnp.cos(angle) + second * jnp.sin(angle),
                               second * jnp.cos(angle) - first * jnp.sin(angle)], -1)
-    step = jax.nn.log_sigmoid(jnp.einsum("bthk,bshk->bhts", asked, turned) / asked.shape[-1])
+    step = jax.nn.log_sigmoid(precise("bthk,bshk->bhts", asked, turned) / asked.shape[-1])
     step = jnp.where(tile.mask[:, None], step * slope[:, None, None], 0.0)
     return jnp.cumsum(step[..., ::-1], -1)[..., ::-1] - step  # of the tokens after key j

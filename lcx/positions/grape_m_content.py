@@ -57,7 +57,7 @@ class GrapeMContent(Rope):
         frequency = jnp.exp(wide(self.param("log_freq", init, (self.width // 2,))))
         slow = nn.initializers.constant(math.log(math.expm1(1e-3)))
         rate = Dense((1,), ("positions",), use_bias=True, init=nn.initializers.zeros_init(),
-                     bias_init=slow, name="rate")(wide(x))[..., 0]
+                     bias_init=slow, exact=True, name="rate")(wide(x))[..., 0]
         rate = jax.nn.sigmoid(rate / self.scale)
         before = jnp.concatenate([carry.rate[:, None], rate[:, :-1]], axis=1)
         _, starts, last = L.advance(seq, carry.last)

@@ -61,5 +61,5 @@ class Path(Position):
             vector = flat.reshape(vector.shape)
         vector = jax.nn.silu(vector)
         vector *= jax.lax.rsqrt(jnp.sum(vector**2, -1, keepdims=True) + 1e-6)
-        beta = Dense(shape[:1], axes[:1], use_bias=True, name="beta")(x)
+        beta = Dense(shape[:1], axes[:1], use_bias=True, exact=True, name="beta")(x)
         return L.Lanes(L.Householder(vector, 2 * jax.nn.sigmoid(wide(beta)))), carry

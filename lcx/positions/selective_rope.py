@@ -60,8 +60,8 @@ class SelectiveRope(Rope):
             raise ValueError(f"selective_rope slices the {size} channels of x by {heads} key heads")
         unit = wide(x).reshape(*x.shape[:2], heads, size // heads)
         unit *= jnp.minimum(1e6, jnp.sum(unit**2, -1, keepdims=True) ** -0.5)
-        down = Dense((self.rank,), ("rank",), ("head_dim",), name="down")(unit)
-        angle = Dense((pairs,), ("head_dim",), ("rank",), name="up")(down)
+        down = Dense((self.rank,), ("rank",), ("head_dim",), exact=True, name="down")(unit)
+        angle = Dense((pairs,), ("head_dim",), ("rank",), exact=True, name="up")(down)
         kernel = self.param("conv", matrix(
             nn.initializers.normal(self.window ** -0.5), ("kernel", "kv_heads", "head_dim")),
             (self.window, heads, pairs))

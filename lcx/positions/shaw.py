@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Pairwise, Sequence, Tile, ValueTable
 from lcx.positions import Position
-from lcx.types import wide
+from lcx.types import precise, wide
 from lcx.weights import free
 
 
@@ -70,6 +70,6 @@ def either_side_bias(table, tile: Tile):
 def _bias(table, tile: Tile, bucket):
     distance = tile.query_ids[..., :, None, 0] - tile.key_ids[..., None, :, 0]
     index = bucket(table.shape[0], distance)[:, None]
-    by_row = jnp.einsum("bthk,rk->bhtr", tile.query, table) * tile.scale
+    by_row = precise("bthk,rk->bhtr", tile.query, table) * tile.scale
     index = jnp.broadcast_to(index, (*by_row.shape[:3], index.shape[-1]))
     return jnp.take_along_axis(by_row, index, axis=-1)

@@ -11,7 +11,7 @@ import numpy as np
 from lcx import lanes as L
 from lcx.positions import Position
 from lcx.positions.rope import ladder
-from lcx.types import wide
+from lcx.types import precise, wide
 from lcx.weights import free, matrix
 
 
@@ -51,8 +51,8 @@ class TransformerXl(Position):
 
 def bias(params, tile: L.Tile):
     """[u . k_j + (q_i + v) . W r_{i-j}] x scale, [B,H,T,S]."""
-    content = jnp.einsum("hk,bshk->bhs", params["content"], tile.key)[:, :, None]
-    asked = jnp.einsum("bthk,whk->bthw", tile.query + params["place"], params["project"])
+    content = precise("hk,bshk->bhs", params["content"], tile.key)[:, :, None]
+    asked = precise("bthk,whk->bthw", tile.query + params["place"], params["project"])
     sine, cosine = jnp.split(asked, 2, -1)
     angle = lambda ids: L.phase(params["rotation"], ids)[..., None, :]
     at, to = angle(tile.query_ids), angle(tile.key_ids)
@@ -62,4 +62,4 @@ def bias(params, tile: L.Tile):
     keys = jnp.concatenate([jnp.cos(to), jnp.sin(to)], -1)[:, :, 0]
     queries = jnp.concatenate([over_cos, over_sin], -1)
     keys = jnp.broadcast_to(keys, (queries.shape[0], *keys.shape[1:]))
-    return (content + jnp.einsum("bthw,bsw->bhts", queries, keys)) * tile.scale
+    return (content + precise("bthw,bsw->bhts", queries, keys)) * tile.scale

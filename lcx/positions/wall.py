@@ -35,7 +35,7 @@ class Wall(Position):
     @nn.compact
     def lanes(self, x, seq: L.Sequence, carry: L.Last) -> tuple[L.Lanes, Any]:
         shape = (self.site.num_kv_heads, self.site.rotary_dim)
-        gate = Dense(shape, ("kv_heads", "head_dim"), use_bias=True, name="gate",
+        gate = Dense(shape, ("kv_heads", "head_dim"), use_bias=True, exact=True, name="gate",
                      bias_init=nn.initializers.constant(self.gate_bias))(wide(x))
         _, starts, carry = L.advance(seq, carry)
         log_gate = jax.numpy.where(starts[..., None, None], 0.0, jax.nn.log_sigmoid(gate))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from lcx import lanes as L
 from lcx.positions import transformer_xl
-from lcx.types import wide
+from lcx.types import precise, wide
 from lcx.weights import free
 
 
@@ -35,7 +35,7 @@ class Xlnet(transformer_xl.TransformerXl):
 
 def bias(params, tile: L.Tile):
     """Transformer-XL's two terms and the segment's, x scale: [B,H,T,S]."""
-    kind = jnp.einsum("bthk,ehk->ebht", tile.query + params["segment"], params["kinds"])
+    kind = precise("bthk,ehk->ebht", tile.query + params["segment"], params["kinds"])
     across = jnp.zeros((), bool) if tile.query_ids.shape[-1] == 1 else (
         tile.query_ids[..., :, None, 1] != tile.key_ids[..., None, :, 1])[:, None]
     term = jnp.where(across, kind[1][..., None], kind[0][..., None])

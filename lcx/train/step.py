@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import optax
 
 from lcx import lanes
+from lcx.model.ahead import weights_ahead
 from lcx.sharding import shard
 from lcx.train.state import Constants, TrainState
 
 AXES = {"inputs": "batch length", "targets": "batch length", "weights": "batch length",
-        "segment": "batch length", "ids": "batch length axes", "moved": "batch length"}
+        "segment": "batch length", "document": "batch length", "ids": "batch length axes",
+        "moved": "batch length"}
 
 
 def sequence_of(batch: Mapping[str, jax.Array]) -> lanes.Sequence:
@@ -33,39 +35,52 @@ def make_step(
 ) -> Callable[[TrainState, Constants, Mapping[str, jax.Array]], tuple[TrainState, dict]]:
     """The function (state, constants, batch) -> (state, metrics), to be jitted with state donated.
 
-    The loss is sum(nll x weights) / sum(weights) over the whole batch, so that accumulation over
-    `accumulate` micro-batches is exact when their weights differ. Gradients are clipped to the
-    global norm `clip` (0: not at all). Metrics are float32 scalars. What the model's layers sow
-    into "losses" (the balance of experts) is added to what is minimised and reported apart; with
-    accumulation it is the mean over the micro-batches.
+    The loss is sum(nll x weights) / sum(weights) over the whole batch, and so is each term of
+    further tokens (`lcx.model.ahead`), nll and weights being those of the token it predicts: the
+    sums of weights are taken of the global batch, before it is cut, so that the update is the
+    same for any `accumulate` and any mesh. Gradients are clipped to the global norm `clip` (0:
+    not at all). Metrics are float32 scalars. What the model's layers sow into "losses" (the
+    balance of experts) is no sum over tokens: its mean over the micro-batches is added to what is
+    minimised. All terms but the first are reported together as auxiliary_loss.
     """
+    further = getattr(model, "predict_ahead", 0)
 
-    def loss(params, constants: Constants, batch, key, total):
+    def weights_of(batch) -> list[jax.Array]:
+        """Weights [B,T] of each target, and of the token k after it for k = 1, 2, ..."""
+        return [weights_ahead(batch["weights"], steps, segment=batch.get("segment"),
+                              document=batch.get("document")) for steps in range(further + 1)]
+
+    def loss(params, constants: Constants, batch, key, totals):
         (nll, _), told = model.apply(
             {"params": params, **constants.variables}, batch["inputs"], batch["targets"],
-            sequence_of(batch), method="score", rngs={"position": key}, mutable=["losses"],
+            sequence_of(batch), method="score", rngs={"position": key},
+            mutable=["losses", "further"],
         )
-        parts = {"loss": jnp.sum(nll * batch["weights"].astype(nll.dtype)) / total}
-        if terms := jax.tree.leaves(told):
-            parts["auxiliary_loss"] = sum(map(jnp.sum, terms)) / accumulate
+        terms = [nll, *told.get("further", {}).get("nll", ())]
+        first, *rest = (jnp.sum(term * weights.astype(term.dtype)) / total for term, weights, total
+                        in zip(terms, weights_of(batch), totals, strict=True))
+        means = [jnp.sum(x) / accumulate for x in jax.tree.leaves(told.get("losses", {}))]
+        parts = {"loss": first}
+        if rest or means:
+            parts["auxiliary_loss"] = sum(rest) + sum(means)
         return sum(parts.values()), parts
 
-    def gradient(params, constants, batch, key, total):
+    def gradient(params, constants, batch, key, totals):
         run = jax.value_and_grad(loss, has_aux=True)
         if accumulate == 1:
-            (_, parts), grads = run(params, constants, batch, key, total)
+            (_, parts), grads = run(params, constants, batch, key, totals)
             return parts, grads
 
         def micro(carry, turn):
             number, part = turn
             part = {name: shard(x, AXES[name]) for name, x in part.items()}
             key_ = jax.random.fold_in(key, number)
-            (_, found), grads = run(params, constants, part, key_, total)
+            (_, found), grads = run(params, constants, part, key_, totals)
             return jax.tree.map(jnp.add, carry, (found, grads)), None
 
         parts = {name: _cut(x, accumulate) for name, x in batch.items()}
         _, shape = jax.eval_shape(loss, params, constants, {n: x[0] for n, x in parts.items()},
-                                  key, total)
+                                  key, totals)
         zero = (jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape),
                 jax.tree.map(jnp.zeros_like, params))
         return jax.lax.scan(micro, zero, (jnp.arange(accumulate), parts))[0]
@@ -73,8 +88,9 @@ def make_step(
     def step(state: TrainState, constants: Constants, batch):
         batch = {name: shard(x, AXES[name]) for name, x in batch.items()}
         key = jax.random.fold_in(constants.key, state.step)
-        total = jnp.maximum(jnp.sum(batch["weights"]), 1e-9)  # a batch of padding has loss 0
-        parts, grads = gradient(state.params, constants, batch, key, total)
+        totals = [jnp.sum(weights) for weights in weights_of(batch)]
+        totals = [jnp.where(total > 0, total, 1) for total in totals]  # of padding: a loss of 0
+        parts, grads = gradient(state.params, constants, batch, key, totals)
         norm = _norm(grads)
         if clip:
             factor = jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12))

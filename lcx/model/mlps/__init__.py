@@ -22,6 +22,13 @@ class StreamedMlp(nn.Module):
         raise NotImplementedError
 
 
+class CountingMlp(nn.Module):
+    """A function of one token that tells training a statistic over tokens: `mlp(x, counted) -> y`.
+
+    counted: which tokens the statistic counts, bool [.,T]; None: all of them.
+    """
+
+
 def init_state(mlp: nn.Module | None, batch: int, max_length: int, dtype=jnp.float32) -> Any:
     """What an MLP remembers before any token; None: nothing."""
     streams = isinstance(mlp, StreamedMlp)
@@ -29,5 +36,10 @@ def init_state(mlp: nn.Module | None, batch: int, max_length: int, dtype=jnp.flo
 
 
 def run(mlp: nn.Module, x: jax.Array, seq: Sequence, state: Any) -> tuple[jax.Array, Any]:
-    """An MLP of either kind on tokens [B,T,D]: its output and its next state."""
-    return mlp(x, seq, state) if isinstance(mlp, StreamedMlp) else (mlp(x), state)
+    """An MLP of any kind on tokens [B,T,D]: its output and its next state."""
+    match mlp:
+        case StreamedMlp():
+            return mlp(x, seq, state)
+        case CountingMlp():  # padding is no token of a document
+            return mlp(x, None if seq.segment is None else seq.segment > 0), state
+    return mlp(x), state

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 
 from lcx.errors import ConfigError
 from lcx.layers import Dense
+from lcx.model.mlps import CountingMlp
 from lcx.model.mlps.gated import Gated
 from lcx.sharding import over_experts
 from lcx.types import wide
 from lcx.weights import matrix
 
 
-class Moe(nn.Module):
+class Moe(CountingMlp):
     """sum of p_e(x) expert_e(x) over a token's top_k experts, plus shared ones: [B,T,D] -> [B,T,D].
 
     Softmax router (arXiv:2101.03961) and SwiGLU experts; no token is ever dropped. `normalise`
@@ -24,7 +25,10 @@ class Moe(nn.Module):
 
     balance: coefficient of the load-balancing loss, num_experts x sum_e load_e importance_e with
     load the share of all picks and importance the mean probability; 1 at perfect balance, up to
-    num_experts. It is sown into "losses", which training adds to its loss; padding counts too.
+    num_experts. Both are means over the tokens of documents (`counted`): padding is routed, and
+    counts nothing; tokens of loss weight 0 count. It is sown into "losses", whose mean over the
+    micro-batches training adds to its loss: a product of two means, it is no sum over tokens, and
+    that of a whole batch is another number (arXiv:2501.11873).
     """
 
     width: int
@@ -37,19 +41,19 @@ class Moe(nn.Module):
     balance: float = 0.01
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, counted: jax.Array | None = None) -> jax.Array:
         if not 1 <= self.top_k <= self.num_experts:
             raise ConfigError(f"top_k={self.top_k} must be from 1 to num_experts="
                               f"{self.num_experts}")
         experts, width = self.num_experts, self.width
         passed = self.top_k + self.num_shared
         hidden = self.hidden or -(-8 * width // (24 * passed)) * 8
-        logits = Dense((experts,), (None,), name="router")(wide(x))
+        logits = Dense((experts,), (None,), exact=True, name="router")(wide(x))
         probability = jax.nn.softmax(logits)
         gate, choice = jax.lax.top_k(probability, self.top_k)
         if self.normalise:
             gate = gate / jnp.sum(gate, -1, keepdims=True)
-        self._tell(probability, choice)
+        self._tell(probability, choice, counted)
         weight = lambda name, scale, shape, names: self.param(
             name, matrix(nn.initializers.normal(scale), names), shape)
         into = weight("experts_in", width**-0.5, (experts, width, 2, hidden),
@@ -62,13 +66,16 @@ class Moe(nn.Module):
             y = y + Gated(width, self.output_scale, self.num_shared * hidden, name="shared")(x)
         return y
 
-    def _tell(self, probability: jax.Array, choice: jax.Array) -> None:
-        """Sow the load of each expert, and the loss that evens it."""
-        experts = probability.shape[-1]
-        load = jnp.mean(jax.nn.one_hot(choice, experts, dtype=probability.dtype), (0, 1, 2))
+    def _tell(self, probability: jax.Array, choice: jax.Array, counted: jax.Array | None) -> None:
+        """Sow the load of each expert, and the loss that evens it, over the tokens that count."""
+        experts, tokens = probability.shape[-1], probability.shape[:2]
+        counted = jnp.broadcast_to(True if counted is None else counted, tokens)
+        share = counted / jnp.maximum(jnp.sum(counted), 1).astype(probability.dtype)
+        mean = lambda x: jnp.sum(x * share[..., None], (0, 1))
+        load = mean(jnp.mean(jax.nn.one_hot(choice, experts, dtype=probability.dtype), 2))
         self.sow("intermediates", "expert_load", load)
         if self.balance and not self.is_initializing():  # init would keep it among the variables
-            importance = jnp.mean(probability, (0, 1))
+            importance = mean(probability)
             self.sow("losses", "balance", self.balance * experts * jnp.sum(load * importance))
 
 

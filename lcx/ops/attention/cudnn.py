@@ -1,4 +1,10 @@
-"""Softmax attention through cuDNN's fused kernel: lanes that are maps of queries and keys only."""
+"""Softmax attention through cuDNN's fused kernel: lanes that are maps of queries and keys only.
+
+Where the kernel was found wrong it is not used (jax 0.11.2, cuDNN 9.19, H100). The gradient of a
+float32 bias beside bfloat16 queries, or of a bias that `vmap` shares, is wrong: no bias is passed,
+a layer with one runs in chunks. A row with no allowed key has garbage gradients: queries must meet
+their own tokens in order of arrival, so that each sees itself at least.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +29,10 @@ def attend(queries: pairs.Queries, keys: pairs.Keys, lanes, *, rotary_dim: int, 
         raise NotImplementedError(f"cuDNN needs bfloat16 or float16, not {query.dtype}")
     if query.shape[1] != key.shape[1]:
         raise NotImplementedError("cuDNN takes whole sequences, not a cache")
+    if queries.seq.order is not keys.seq.order:  # slots may be empty, and a row without any key
+        raise NotImplementedError("cuDNN masks by slot: the keys must be the queries' own tokens")
+    if window is not None and window < 1:
+        raise NotImplementedError("cuDNN needs a key in every row, a window of 1 or more")
     if lanes.bias:
         raise NotImplementedError("cuDNN would hold a bias as a [T,S] array")
     if queries.seq.segment is not None:

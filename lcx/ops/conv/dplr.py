@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from lcx.types import wide
+from lcx.types import precise, wide
 
 
 @struct.dataclass
@@ -38,9 +38,9 @@ class Dplr:
 
     def doubled(self) -> Dplr:
         """The same kernel, to twice the length: read (I + A^length)."""
-        power = jnp.linalg.matrix_power(self.dense()[0], self.length)
+        power = _power(self.dense()[0], self.length)
         both = jnp.concatenate([self.read, self.read.conj()], -1)
-        more = jnp.einsum("...m,...mn->...n", both, power)[..., :self.read.shape[-1]]
+        more = precise("...m,...mn->...n", both, power)[..., :self.read.shape[-1]]
         return self.replace(read=self.read + more, length=2 * self.length)
 
     def dense(self) -> tuple[jax.Array, jax.Array]:
@@ -59,7 +59,7 @@ class Dplr:
         count = self.pole.shape[-1]
         matrix, column = self.dense()
         one = jnp.eye(2 * count, dtype=matrix.dtype)
-        power = jnp.linalg.matrix_power(matrix, self.length)
+        power = _power(matrix, self.length)
         both = jnp.concatenate([self.read, self.read.conj()], -1)
         read = jnp.linalg.solve(jnp.swapaxes(one - power, -1, -2), both[..., None])[..., :count, 0]
         own, other = matrix[..., :count, :count], matrix[..., :count, count:]
@@ -71,8 +71,8 @@ class Dplr:
             x, fade, start = token
             keep = jnp.where(start.reshape(-1, *[1] * (x.ndim - 1)), 0.0, 1.0)
             keep = keep if fade is None else keep * jnp.exp(fade)
-            state = keep[..., None] * (jnp.einsum("...mn,b...n->b...m", own, state)
-                                       + jnp.einsum("...mn,b...n->b...m", other, state.conj()))
+            state = keep[..., None] * (precise("...mn,b...n->b...m", own, state)
+                                       + precise("...mn,b...n->b...m", other, state.conj()))
             state = state + column * x[..., None]
             return state, 2 * jnp.sum(jnp.real(read * state), -1)
 
@@ -80,6 +80,11 @@ class Dplr:
         tokens = jax.tree.map(lambda t: jnp.moveaxis(t, 1, 0), (x, fade, start))
         state, y = jax.lax.scan(step, state, tokens)
         return jnp.moveaxis(y, 0, 1), jnp.stack([state.real, state.imag], -1)
+
+
+def _power(matrix: jax.Array, count: int) -> jax.Array:
+    with jax.default_matmul_precision("highest"):  # TF32 errors would grow with every power
+        return jnp.linalg.matrix_power(matrix, count)
 
 
 def start_read(read: jax.Array, kernel: Dplr) -> jax.Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lcx.integral import fallen
-from lcx.types import wide
+from lcx.types import precise, wide
 
 
 @struct.dataclass
@@ -121,9 +121,9 @@ def _piece(modes, state, tokens):
         after = after * jnp.exp(total[:, -1:] - total)
     inner = jnp.sum(weights * x[:, None], axis=2)
     power = lambda count: jnp.exp(count.reshape(-1, *[1] * (channels + 1)) * modes.log_pole)
-    read = jnp.real(jnp.einsum("t...n,b...n->bt...", modes.weight * power(place + 1.0), state))
+    read = jnp.real(precise("t...n,b...n->bt...", modes.weight * power(place + 1.0), state))
     last = before[:, -1, ..., None] * power(jnp.array([float(length)]))[0]
-    state = last * state + jnp.einsum("s...n,bs...->b...n", power(length - 1.0 - place), after * x)
+    state = last * state + precise("s...n,bs...->b...n", power(length - 1.0 - place), after * x)
     return state, inner + before * read
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from lcx.ops.linear.api import linear_attention
+from lcx.ops.loops import summed_wide
 
 
 def log_linear_attention(query: jax.Array, key: jax.Array, value: jax.Array, levels: jax.Array,
@@ -51,8 +52,10 @@ def log_linear_attention(query: jax.Array, key: jax.Array, value: jax.Array, lev
     weights = jnp.moveaxis(levels[..., 1 : count + 1], -1, 0)
     if count:
         empty = jnp.zeros((count, batch, heads, size, value.shape[-1]), dtype)
-        body = jax.checkpoint(level)
-        out, after = jax.lax.scan(body, out, (numbers, weights, empty if state is None else state))
+        levels = numbers, weights, empty if state is None else state
+        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), levels)
+        body = jax.checkpoint(summed_wide(level, out, one))
+        out, after = jax.lax.scan(body, out, levels)
     else:
         after = state
     served = (index < 1 << (top - 1))[..., None, None]

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from lcx.ops.linear.inputs import Inputs
+from lcx.types import precise
 
 
 def recurrent(inputs: Inputs, state: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -19,7 +20,7 @@ def recurrent(inputs: Inputs, state: jax.Array) -> tuple[jax.Array, jax.Array]:
         write = token.value
         along = token.erase if token.write is None else token.write
         if token.erase is not None:
-            read = jnp.einsum("bhk,bhkv->bhv", token.erase, state)
+            read = precise("bhk,bhkv->bhv", token.erase, state)
             erased = token.beta[..., None] * read
             if token.key is None:
                 write = token.beta[..., None] * write - erased
@@ -27,7 +28,7 @@ def recurrent(inputs: Inputs, state: jax.Array) -> tuple[jax.Array, jax.Array]:
                 state = state - along[..., None] * erased[..., None, :]
         key = along if token.key is None else token.key
         state = state + key[..., None] * write[..., None, :]
-        return state, jnp.einsum("bhk,bhkv->bhv", token.query, state)
+        return state, precise("bhk,bhkv->bhv", token.query, state)
 
     def promote(x):
         return x if x.dtype == bool else x.astype(state.dtype)

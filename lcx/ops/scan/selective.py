@@ -7,6 +7,8 @@
 import jax
 import jax.numpy as jnp
 
+from lcx.types import precise
+
 CHUNK = 64
 
 
@@ -44,7 +46,7 @@ def selective_scan(
         decay = jnp.exp(gate)
         decay = decay if start is None else jnp.where(start[:, None, None], 0, decay)
         state = decay * state + value[..., None] * key[:, None]
-        return state, jnp.einsum("bdn,bn->bd", state, query)
+        return state, precise("bdn,bn->bd", state, query)
 
     @jax.checkpoint
     def tokens(state, piece):
