@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lcx import lanes as L
+from lcx.domains import Count, NonNegative, Positive
 from lcx.errors import ConfigError
 from lcx.layers import Dense
 from lcx.mixers import QUADRATIC, Mixer
@@ -36,12 +37,12 @@ class Gau(Mixer):
     variance 1/fan_in.
     """
 
-    key_dim: int = 128
-    expand: float = 2.0
-    length: int | None = None
+    key_dim: Count = 128
+    expand: Positive = 2.0
+    length: Count | None = None
     count: bool = False
     laplace: bool = False
-    gain_deviation: float = 0.02
+    gain_deviation: NonNegative = 0.02
 
     family: ClassVar[str] = "gau"
     supports = SUPPORTS

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from lcx.domains import Count, Whole
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, token_before
@@ -50,11 +51,11 @@ class Rwkv7(DeltaMixer):
     "share_bias", mu "blend_scale", k_k "removal_scale", k_a "key_scale", r_k "bonus_scale".
     """
 
-    num_heads: int = 4
-    ranks: tuple[int, int, int, int] | None = None
+    num_heads: Count = 4
+    ranks: tuple[Count, Count, Count, Count] | None = None
     value_residual: bool = True
-    layer: int = 0
-    num_layers: int = 1
+    layer: Whole = 0
+    num_layers: Count = 1
 
     paper: ClassVar[str] = "arXiv:2503.14456"
     examples: ClassVar[tuple[dict, ...]] = (

@@ -25,24 +25,17 @@ from lcx.study.start import source_of
 from lcx.study.under import variants
 from lcx.train import checkpoint, trackers
 
-POSITIVE = ("experiment.model.width", "experiment.model.depth", "experiment.data.train_length",
-            "experiment.data.batch_size", "experiment.train.steps", "experiment.train.accumulate",
-            "experiment.eval.max_factor", "experiment.eval.targets", "experiment.eval.resamples",
-            "experiment.eval.batch_tokens", "runtime.log_every", "runtime.checkpoint_every")
 UNASKED = ("documents", "shuffled_prefix")  # by the ladder of a task
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def check(config: ConfigDict, *, training: bool = True) -> None:
-    """Everything that needs neither data nor a compiler: mesh, batch, ladder, scheme on mixer.
+    """All that needs neither data nor a compiler: domains, mesh, batch, ladder, scheme on mixer.
 
     training: with what only training needs, the share of a batch on each device and the trackers.
     Raises ConfigError, Refusal or Unimplemented.
     """
-    for path in POSITIVE:
-        section, key = path.rsplit(".", 1)
-        if (value := _get(config, section)[key]) < 1:
-            raise ConfigError(f"{path} must be 1 or more, got {value}")
+    validate(config)
     experiment = config.experiment
     mesh = sharding.make_mesh(**config.runtime.mesh)
     ways = sharding.batch_ways(mesh) * experiment.train.accumulate
@@ -60,9 +53,6 @@ def check(config: ConfigDict, *, training: bool = True) -> None:
                           + did_you_mean(experiment.model.dtype, DTYPES))
     if training:
         trackers.check(config.runtime.trackers)
-    if experiment.eval.every < 0:
-        raise ConfigError("experiment.eval.every counts steps; 0 is never, "
-                          f"got {experiment.eval.every}")
     with attention.backend(config.runtime.backend):
         model = model_of(apply(config, {
             "experiment.model.vocab_size": experiment.model.vocab_size or 256}))
@@ -162,8 +152,3 @@ def use_compile_cache(config: ConfigDict) -> None:
         jax.config.update("jax_compilation_cache_dir", where)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
-
-def _get(config: ConfigDict, path: str) -> ConfigDict:
-    for key in path.split("."):
-        config = config[key]
-    return config
