@@ -197,6 +197,11 @@ def _numbers(hint: Any) -> Iterator[bool]:
             yield from _numbers(part)
 
 
+def kind_of(hint: Any) -> type:
+    """int or float: what the number of a domain is read as."""
+    return typing.get_args(hint)[0]
+
+
 @functools.cache
 def hints(of: Any) -> dict[str, Any]:
     """Annotations of a component's options, or of a function's arguments; domains included."""

@@ -709,7 +709,7 @@ def test_listing_describes_every_scheme():
     (dict(name="rope", fraction=0.1), "even number"),
     (dict(name="ntk", fraction=0.25), "at least 4 rotated channels"),
     (dict(name="dynamic_ntk", fraction=0.25), "at least 4 rotated channels"),
-    (dict(name="yarn", factor=0.5), "factor must be at least 1"),
+    (dict(name="yarn", factor=0.5), "1 or more"),
     (dict(name="m_rope", sections=(1, 1)), "must add up to the 4"),
     (dict(name="m_rope", sections=(5, -1)), "must add up to the 4"),
     (dict(name="m_rope", sections=(0, 2, 2), arrangement="interleaved"), "give axis 0 more"),

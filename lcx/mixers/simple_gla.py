@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from lcx.domains import Count, Positive
+from lcx.domains import Count, Positive, Whole
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, RmsNorm, ShortConv
@@ -42,7 +42,7 @@ class SimpleGla(LinearMixer):
     num_kv_heads: Count | None = None
     expand_key: Positive = 1.0
     expand_value: Positive = 1.0
-    window: Count = 4
+    window: Whole = 4
 
     paper: ClassVar[str] = "arXiv:2312.06635"
     examples: ClassVar[tuple[dict, ...]] = (
