@@ -77,7 +77,15 @@ Fraction = Annotated[float, real(0, 1)]
 PositiveFraction = Annotated[float, real(0, 1, above=True)]
 BelowOne = Annotated[float, real(0, 1, below=True)]
 AtLeastOne = Annotated[float, real(1)]
+Expansion = Annotated[float, real(0, 1024, above=True)]  # of a width
 Reflection = Annotated[float, real(0, 2, above=True)]  # of an erase: 2 reflects
+
+
+def expanded(size: int, expand: float) -> int:
+    """`expand` times a size, rounded down. Raises ConfigError where nothing is left."""
+    if (found := int(size * expand)) < 1:
+        raise ConfigError(f"{expand} times {size} channels leave none; expand them by more")
+    return found
 
 
 def in_float32(value: float) -> float:

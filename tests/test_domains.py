@@ -13,7 +13,7 @@ from lcx.config.domains import DOMAINS
 from lcx.config.override import assign, leaf_paths
 from lcx.domains import Count, Domain, checked, fit, hints, in_float32, is_numeric, states_domain
 from lcx.errors import ConfigError
-from lcx.study.preflight import check
+from lcx.study.preflight import check, check_data
 
 WRONG = (-1, -0.5, 0, math.nan, math.inf, -math.inf, 1e-50, 1e39, 10**30, 10**5000, True, "many")
 PACKAGES = dict.fromkeys(COMPONENTS.values())
@@ -165,7 +165,8 @@ def test_a_flag_refuses_in_one_line(command, action, capsys):
             told = capsys.readouterr().err
             assert told.startswith("lcx: error: ") and told.count("\n") == 1
         else:
-            assert action.type.domain.__metadata__[0].low == in_float32(float(text)) == 0
+            assert text in ("0", "-1e-50", "9" * 30)  # of a temperature
+            assert in_float32(float(text)) in action.type.domain.__metadata__[0]
     assert len(COMMANDS) == 11
 
 
@@ -201,6 +202,13 @@ def test_what_a_layer_refuses_while_it_is_traced_is_refused_before_anything_runs
         check(load("configs/quickstart.py", moe))
 
 
+@pytest.mark.parametrize("mixer", [dict(name="delta_net", expand_v=0.01),
+                                   dict(name="gau", expand=1e-3), dict(name="flash", expand=1e-3)])
+def test_an_expansion_that_leaves_no_channel_is_refused(mixer):
+    with pytest.raises(ConfigError, match="leave none"):
+        check(load("configs/quickstart.py", {"experiment.model.mixer": mixer}))
+
+
 def test_floats_are_judged_as_float32_holds_them():
     assert in_float32(1e-50) == 0.0 and in_float32(0.9999999999) == 1.0
     assert math.isnan(in_float32(1e39)) and math.isnan(in_float32(math.nan))
@@ -218,3 +226,21 @@ def test_arguments_of_functions_are_held_to_their_annotations():
     for wrong in (dict(count=0), dict(count=True), dict(most=0), dict(most=1.5)):
         with pytest.raises(ConfigError, match="1 or more"):
             take("a", **wrong)
+
+
+@pytest.mark.parametrize(("epochs", "steps", "good"), [(1, 10, False), (3, 10, True),
+                                                        (None, 10**6, True)])
+def test_epochs_too_short_for_the_steps_are_found_before_training(tmp_path, epochs, steps, good):
+    for number in range(4):
+        (tmp_path / f"{number}.txt").write_text(f"{number} " * 40)
+    config = load("configs/quickstart.py", {
+        "experiment.data.corpus": dict(name="files", paths=str(tmp_path)),
+        "experiment.data.train_length": 16, "experiment.data.batch_size": 2,
+        "experiment.data.validation": 0.3, "experiment.data.test": 0.0,
+        "experiment.data.epochs": epochs, "experiment.train.steps": steps,
+        "experiment.eval.max_factor": 1, "runtime.data_cache": str(tmp_path / "cache")})
+    if good:
+        check_data(config)
+        return
+    with pytest.raises(ConfigError, match=r"epochs=1 of \d+ rows hold \d batches of 2, fewer"):
+        check_data(config)

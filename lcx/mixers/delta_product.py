@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lcx.domains import Count, Positive, Reflection
+from lcx.domains import Count, Expansion, Reflection
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, RmsNorm
 from lcx.mixers.delta_family import DeltaMixer, log_rate, step_bias, unit
@@ -34,7 +34,7 @@ class DeltaProduct(DeltaMixer):
     writes: Count = 2
     num_heads: Count = 4
     head_dim: Count | None = None
-    expand_v: Positive = 2.0
+    expand_v: Expansion = 2.0
     conv_window: Count = 4
     gated: bool = True
     max_beta: Reflection = 2.0

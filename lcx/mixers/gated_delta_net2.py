@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lcx.domains import Count, Positive, Reflection
+from lcx.domains import Count, Expansion, Reflection
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, RmsNorm
 from lcx.mixers.delta_family import DeltaMixer, log_rate, step_bias, unit
@@ -34,7 +34,7 @@ class GatedDeltaNet2(DeltaMixer):
 
     num_heads: Count = 4
     head_dim: Count | None = None
-    expand_v: Positive = 1.0
+    expand_v: Expansion = 1.0
     conv_window: Count = 4
     max_erase: Reflection = 1.0
 

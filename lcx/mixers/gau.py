@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lcx import lanes as L
-from lcx.domains import Count, NonNegative, Positive
+from lcx.domains import Count, Expansion, NonNegative, expanded
 from lcx.errors import ConfigError
 from lcx.layers import Dense
 from lcx.mixers import QUADRATIC, Mixer
@@ -38,7 +38,7 @@ class Gau(Mixer):
     """
 
     key_dim: Count = 128
-    expand: Positive = 2.0
+    expand: Expansion = 2.0
     length: Count | None = None
     count: bool = False
     laplace: bool = False
@@ -75,7 +75,7 @@ class Gau(Mixer):
 
     def value_dim(self) -> int:
         """Channels of u and v."""
-        return int(self.expand * self.width)
+        return expanded(self.width, self.expand)
 
     def _length(self) -> int:
         length = self.train_length if self.length is None else self.length

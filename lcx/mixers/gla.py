@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lcx.domains import Count, Positive
+from lcx.domains import Count, Expansion, Positive
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, RmsNorm
@@ -27,8 +27,8 @@ class Gla(VectorMixer):
 
     num_heads: Count = 4
     head_dim: Count | None = None
-    expand_key: Positive = 0.5
-    expand_value: Positive = 1.0
+    expand_key: Expansion = 0.5
+    expand_value: Expansion = 1.0
     low_rank: Count = 16
     gate_divisor: Positive = 16.0
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lcx import lanes as L
-from lcx.domains import Count, Positive
+from lcx.domains import Count, Expansion
 from lcx.errors import ConfigError
 from lcx.layers import Dense, HeadNorm, ShortConv
 from lcx.mixers.mlstm_family import MlstmMixer, MlstmState, three_to_six
@@ -42,7 +42,7 @@ class MlstmV1(MlstmMixer):
     """
 
     num_heads: Count = 4
-    expand: Positive = 2.0
+    expand: Expansion = 2.0
     conv_window: Count = 4
     block: Count = 4
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from lcx.domains import Count, Positive, Whole
+from lcx.domains import Count, Expansion, Whole
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, RmsNorm, ShortConv
@@ -40,8 +40,8 @@ class SimpleGla(LinearMixer):
 
     num_heads: Count = 4
     num_kv_heads: Count | None = None
-    expand_key: Positive = 1.0
-    expand_value: Positive = 1.0
+    expand_key: Expansion = 1.0
+    expand_value: Expansion = 1.0
     window: Whole = 4
 
     paper: ClassVar[str] = "arXiv:2312.06635"
