@@ -78,6 +78,7 @@ PositiveFraction = Annotated[float, real(0, 1, above=True)]
 BelowOne = Annotated[float, real(0, 1, below=True)]
 AtLeastOne = Annotated[float, real(1)]
 Expansion = Annotated[float, real(0, 1024, above=True)]  # of a width
+Base = Annotated[float, real(1, above=True)]  # whose logarithm something is divided by
 Reflection = Annotated[float, real(0, 2, above=True)]  # of an erase: 2 reflects
 
 
@@ -86,6 +87,13 @@ def expanded(size: int, expand: float) -> int:
     if (found := int(size * expand)) < 1:
         raise ConfigError(f"{expand} times {size} channels leave none; expand them by more")
     return found
+
+
+def in_depth(layer: int, num_layers: int) -> float:
+    """The share of a model's layers that lie below one of them. ConfigError where it is none."""
+    if layer >= num_layers:
+        raise ConfigError(f"layer={layer} must be below num_layers={num_layers}: the first is 0")
+    return layer / num_layers
 
 
 def in_float32(value: float) -> float:

@@ -209,6 +209,21 @@ def test_an_expansion_that_leaves_no_channel_is_refused(mixer):
         check(load("configs/quickstart.py", {"experiment.model.mixer": mixer}))
 
 
+@pytest.mark.parametrize("change", [
+    {"experiment.model.mixer": dict(name="rwkv4", layer=3, num_layers=3)},
+    {"experiment.model.mixer": dict(name="rwkv7", layer=1)},
+    {"experiment.model.mlp": dict(name="channel_mix", layer=4, num_layers=2, power=0.5)},
+])
+def test_a_layer_beyond_the_last_is_refused(change):
+    with pytest.raises(ConfigError, match="must be below num_layers"):
+        check(load("configs/quickstart.py", change))
+
+
+def test_a_ladder_of_one_frequency_is_refused_where_its_logarithm_divides():
+    with pytest.raises(ConfigError, match="above 1 and finite"):
+        lookup.build("lcx.positions", dict(name="resonance", base=1))
+
+
 def test_floats_are_judged_as_float32_holds_them():
     assert in_float32(1e-50) == 0.0 and in_float32(0.9999999999) == 1.0
     assert math.isnan(in_float32(1e39)) and math.isnan(in_float32(math.nan))

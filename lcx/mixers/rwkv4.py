@@ -12,7 +12,7 @@ import numpy as np
 from flax import struct
 
 from lcx import lanes as L
-from lcx.domains import Count, Whole
+from lcx.domains import Count, Whole, in_depth
 from lcx.errors import ConfigError
 from lcx.integral import Integral, fallen, integrate, separable_gap
 from lcx.layers import Dense, token_before
@@ -176,7 +176,8 @@ class Rwkv4(Mixer):
     def _ramps(self) -> tuple[np.ndarray, float, float]:
         """Channels from 0 to 1, how deep the layer lies, and how much lies above it."""
         place = np.arange(self.width) / max(1, self.width - 1)
-        return place, self.layer / max(1, self.num_layers - 1), 1 - self.layer / self.num_layers
+        below = in_depth(self.layer, self.num_layers)
+        return place, self.layer / max(1, self.num_layers - 1), 1 - below
 
     def _blend(self, key, shape, dtype=jnp.float32):
         _, depth, left = self._ramps()

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lcx.domains import Count, Positive
+from lcx.domains import Base, Count, Positive
 from lcx.positions.ntk import exponent
 from lcx.positions.rope import Rope, ladder
 from lcx.positions.yarn import ends, ramp
@@ -22,6 +22,7 @@ class NtkByParts(Rope):
     Checked against jquesnelle/yarn (LlamaPartNTKScaledRotaryEmbedding.py).
     """
 
+    base: Base = 10000.0
     factor: Positive = 4.0
     original_length: Count | None = None
     interpolated: tuple[Positive, Positive] = (1.25, 0.75)

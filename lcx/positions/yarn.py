@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from lcx.domains import AtLeastOne, Count, NonNegative, Positive
+from lcx.domains import AtLeastOne, Base, Count, NonNegative, Positive
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Rotation, Sequence, Temperature
 from lcx.positions.rope import Rope
@@ -30,6 +30,7 @@ class Yarn(Rope):
     Checked against transformers ("yarn" in all its options, and DeepSeek-V3's softmax scale).
     """
 
+    base: Base = 10000.0
     factor: AtLeastOne = 4.0
     original_length: Count | None = None
     beta_fast: Positive = 32.0

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lcx.domains import Count, NonNegative, Whole
+from lcx.domains import Count, NonNegative, Whole, in_depth
 from lcx.lanes import Sequence
 from lcx.layers import Dense, token_before
 from lcx.model.mlps import StreamedMlp
@@ -57,7 +57,7 @@ class ChannelMix(StreamedMlp):
         return conv.init_state(batch, 2, self.width, dtype)
 
     def _blend(self, key, shape, dtype=jnp.float32):
-        left = (1 - self.layer / self.num_layers) ** self.power
+        left = (1 - in_depth(self.layer, self.num_layers)) ** self.power
         return jnp.broadcast_to(1 - (np.arange(self.width) / self.width) ** left, shape).astype(
             dtype)
 
