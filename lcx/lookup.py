@@ -10,6 +10,7 @@ import pkgutil
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lcx import domains
 from lcx.errors import ConfigError, did_you_mean
 
 _INTERNAL = {"parent", "name"}  # fields that Linen adds to every module
@@ -62,7 +63,7 @@ def build(package: str, spec: Mapping[str, Any] | str, **injected: Any) -> Any:
     """Build a component from `dict(name="rope", base=1e4)`; a bare string stands for its name.
 
     `injected` holds what the builder knows and a config may not set. Raises ConfigError on an
-    unknown component, an unknown field or a missing one.
+    unknown component, an unknown field or a missing one, and on a value outside its domain.
     """
     options = {"name": spec} if isinstance(spec, str) else dict(spec)
     if "name" not in options:
@@ -70,7 +71,14 @@ def build(package: str, spec: Mapping[str, Any] | str, **injected: Any) -> Any:
     name = options.pop("name")
     cls = find(package, name)
     check_options(cls, name, options, injected)
-    return cls(**options, **injected)
+    return cls(**fitted(cls, options, name), **injected)
+
+
+def fitted(cls: type, options: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Options as their annotations ask for them (int -> float). Raises ConfigError."""
+    hints = domains.hints(cls)
+    return {key: domains.fit(value, hints.get(key, Any), f"{path}.{key}")
+            for key, value in options.items()}
 
 
 def check_options(cls: type, name: str, options: Mapping[str, Any], injected=()) -> None:

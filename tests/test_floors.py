@@ -9,7 +9,7 @@ import lcx
 
 ROOT = Path(lcx.__file__).parent
 FLOORS = (
-    {"errors", "types", "integral", "labels", "lanes", "lookup", "phases", "sharding",
+    {"domains", "errors", "types", "integral", "labels", "lanes", "lookup", "phases", "sharding",
      "spans", "stream", "weights"},  # may know each other
     {"ops"},
     {"layers"},

@@ -101,3 +101,18 @@ def test_mistakes_say_what_to_do(path, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'lcx\[search\]'"):
         search(path, trials=1)
+
+
+def test_two_seeds_share_no_proposal(path):
+    def rates(seed):
+        found = search(path, [f"experiment.seed={seed}", f"runtime.name=seed-{seed}"], trials=4,
+                       say=lambda text: None)
+        return {trial.overrides["experiment.train.optimizer.learning_rate"] for trial in found}
+
+    assert len(rates(0)) == 4 and not rates(0) & rates(1)
+
+
+def test_a_length_that_no_rung_has_is_found_before_the_first_trial(path, tmp_path):
+    with pytest.raises(ConfigError, match="1000 is none of the ladder's: 32, 64, 96, 128"):
+        search(path, trials=1, length=1000)
+    assert not (tmp_path / "runs").exists()

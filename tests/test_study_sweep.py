@@ -134,7 +134,7 @@ def test_a_run_that_fails_says_so_and_is_tried_again(path, tmp_path):
     ("runtime.mesh.data=3", "mesh"),
     ("runtime.backend=cudnnn", "did you mean 'cudnn'"),
     ("experiment.model.mixer.num_heads=3", "num_heads|width"),
-    ("experiment.model.depth=0", "depth must be 1 or more"),
+    ("experiment.model.depth=0", "depth' must be int, 1 or more"),
     ("experiment.model.dtype=float23", "did you mean 'float32'"),
     ("experiment.eval.max_factor=3", "power of two"),
     ("experiment.train.steps=0", "1 or more"),

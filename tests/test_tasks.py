@@ -129,7 +129,7 @@ def test_test_rows_are_not_training_rows():
 @pytest.mark.parametrize("change, told", [
     (dict(task=dict(name="mqar", pairs=7)), "fewer pairs"),
     (dict(task=dict(name="mqar", vocab_size=8, pairs=4)), "number of keys"),
-    (dict(task=dict(name="mqar", pairs=2, power=0.0)), "positive"),
+    (dict(task=dict(name="mqar", pairs=2, power=0.0)), "above 0"),
     (dict(task=dict(name="copy", shortest=13)), "strings of up to 12"),
     (dict(task=dict(name="mqra")), "did you mean 'mqar'"),
     (dict(corpus="files"), "data.corpus means nothing beside data.task"),

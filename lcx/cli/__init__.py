@@ -20,6 +20,7 @@ from lcx.cli import (
     sweep,
     train,
 )
+from lcx.cli.arguments import Parser
 from lcx.errors import ConfigError, DataError
 from lcx.labels import show
 
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lcx", description="Train short, test long: any positional scheme, any mixer.",
         epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--version", action=_Version, nargs=0, help="print the code version")

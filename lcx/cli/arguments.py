@@ -6,10 +6,46 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, NoReturn
 
+from lcx.domains import described, fit, kind_of, real
 from lcx.errors import ConfigError
+
+Seconds = Annotated[float, real(0, 1e9, above=True)]  # thirty years: waiting for more overflows
+
+
+class Parser(argparse.ArgumentParser):
+    """Mistakes are a line, as those of configs are; --help has the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def number(domain: Any) -> Callable[[str], Any]:
+    """What reads a flag's number, and refuses it outside of its domain (`lcx.domains`)."""
+    def read(text: str) -> Any:
+        try:
+            return fit(kind_of(domain)(text), domain, text)
+        except ValueError:  # a ConfigError is one
+            raise argparse.ArgumentTypeError(
+                f"must be {described(domain)}, got '{text}'") from None
+
+    read.domain = domain
+    return read
+
+
+def duration(text: str) -> float:
+    """"90s", "30m", "2h" or plain seconds -> seconds."""
+    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
+    try:
+        return fit(float(text[:-1] if unit else text) * (unit or 1), Seconds, text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no time; write 90s, 30m or 2h, up to 1e9 seconds") from None
+
+
+duration.domain = Seconds
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

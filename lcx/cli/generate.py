@@ -15,6 +15,8 @@ import argparse
 import json
 import sys
 
+from lcx.cli.arguments import number
+from lcx.domains import Count, NonNegative, PositiveFraction, Seed
 from lcx.labels import show
 
 
@@ -22,12 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", metavar="RUN", help="a folder runs/<name>/<run id>")
     parser.add_argument("--prompt", required=True, metavar="TEXT",
                         help="what to continue; - reads standard input")
-    parser.add_argument("--tokens", type=int, default=100, metavar="N", help="how many (100)")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T",
+    parser.add_argument("--tokens", type=number(Count), default=100, metavar="N",
+                        help="how many (100)")
+    parser.add_argument("--temperature", type=number(NonNegative), default=0.0, metavar="T",
                         help="0 (the most likely token), 1 (as the model says), or between")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P",
+    parser.add_argument("--top-p", type=number(PositiveFraction), default=1.0, metavar="P",
                         help="draw among the most likely tokens that make up P")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    parser.add_argument("--seed", type=number(Seed), default=0, help="of the draws (0)")
     parser.add_argument("--override", action="append", default=[], metavar="KEY=NAME,OPTION=VALUE",
                         help="under another scheme than the run's own, as in lcx eval")
     parser.set_defaults(takes_overrides=True)

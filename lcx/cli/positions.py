@@ -14,9 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from lcx.cli.arguments import print_json
+from lcx.cli.arguments import number, print_json
+from lcx.domains import whole
 from lcx.errors import ConfigError
 from lcx.labels import show
 
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot", nargs="?", const="positions.svg", metavar="FILE",
                         help="draw the logit of a constant query and key over distance, at the "
                         "train length and at 8 times that (.svg, .png or .pdf)")
-    parser.add_argument("--length", type=int, default=128, metavar="L",
+    parser.add_argument("--length", type=number(Annotated[int, whole(8)]), default=128, metavar="L",
                         help="the train length of the picture (128)")
     parser.add_argument("--gallery", metavar="FOLDER",
                         help="write FOLDER/positions.md with a picture of each scheme")
@@ -44,8 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         found = lookup.find(positions.PACKAGE, part["name"])
         options = {key: value for key, value in part.items() if key != "name"}
         lookup.check_options(found, part["name"], options, ("site",))
-    if arguments.length < 8:
-        raise ConfigError(f"--length {arguments.length}: draw at least 8 tokens")
+        lookup.fitted(found, options, part["name"])
     if arguments.gallery:
         return gallery(Path(arguments.gallery), arguments.length, bool(specs))
     if arguments.plot:

@@ -20,18 +20,26 @@ import dataclasses
 import shlex
 import sys
 
-from lcx.cli.arguments import add_config, add_old, command_line, config_of, print_json
-from lcx.cli.sweep import duration
+from lcx.cli.arguments import (
+    add_config,
+    add_old,
+    command_line,
+    config_of,
+    duration,
+    number,
+    print_json,
+)
+from lcx.domains import Count
 from lcx.labels import show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     add_old(parser)
-    parser.add_argument("--trials", type=int, default=20, metavar="N",
+    parser.add_argument("--trials", type=number(Count), default=20, metavar="N",
                         help="in all, those of earlier calls counted (default 20)")
     parser.add_argument("--metric", default="bpb", help="what is to be small (default bpb)")
-    parser.add_argument("--length", type=int, metavar="TOKENS",
+    parser.add_argument("--length", type=number(Count), metavar="TOKENS",
                         help="at this context (default: the longest of the ladder)")
     parser.add_argument("--timeout", type=duration, metavar="TIME",
                         help="end a trial that takes longer: 90s, 30m, 2h (default: never)")

@@ -15,13 +15,13 @@ import argparse
 import sys
 import time
 
-from lcx.cli.arguments import print_json
+from lcx.cli.arguments import Seconds, number, print_json
 from lcx.labels import show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", metavar="RUNS", help="a folder of runs, or one run")
-    parser.add_argument("--watch", nargs="?", type=float, const=2.0, metavar="SECONDS",
+    parser.add_argument("--watch", nargs="?", type=number(Seconds), const=2.0, metavar="SECONDS",
                         help="show it again every SECONDS (2) until all are done")
 
 

@@ -16,14 +16,23 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lcx.cli.arguments import add_config, add_old, command_line, config_of, print_json
+from lcx.cli.arguments import (
+    add_config,
+    add_old,
+    command_line,
+    config_of,
+    duration,
+    number,
+    print_json,
+)
+from lcx.domains import Count
 from lcx.labels import show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     add_old(parser)
-    parser.add_argument("--jobs", type=int, metavar="N",
+    parser.add_argument("--jobs", type=number(Count), metavar="N",
                         help="members at a time, each with its share of the cores and GPUs "
                              "(default: as many as the GPUs hold, else 1)")
     parser.add_argument("--timeout", type=duration, metavar="TIME",
@@ -58,17 +67,6 @@ def run(arguments: argparse.Namespace) -> int:
 
         write(members[0].folder.parent, None, say)
     return 0 if good else 1
-
-
-def duration(text: str) -> float:
-    """"90s", "30m", "2h" or plain seconds -> seconds."""
-    try:
-        seconds = float(text.rstrip("smh")) * {"m": 60, "h": 3600}.get(text[-1:], 1)
-        if seconds > 0:
-            return seconds
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"'{text}' is no time; write 90s, 30m or 2h")
 
 
 def _show(members, as_json: bool) -> None:

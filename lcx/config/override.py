@@ -15,6 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lcx.config.base import COMPONENTS, OPTIONAL, PATTERN, STACKS, base_config, is_component
+from lcx.domains import fit
 from lcx.errors import ConfigError, did_you_mean
 
 _OPTIONAL = {"none", "null"}
@@ -86,7 +87,7 @@ def coerce(value: Any, kind: type, path: str, optional: bool = False) -> Any:
     if value is None and optional:
         return None
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return fit(value, float, path)  # not float(): no float is as large as some ints
     if kind in (tuple, list) and isinstance(value, (tuple, list)):
         return kind(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lcx import lookup
 from lcx.data import evaluation, store
 from lcx.data.batches import Batches, Cutter, share_of, shuffle_of
@@ -23,6 +21,7 @@ from lcx.data.prepare import Prepared, prepare
 from lcx.data.survey import SPLITS
 from lcx.data.tokenizers import Tokenizer
 from lcx.data.tokens import Tokens, tokenize
+from lcx.domains import BelowOne, Count, Seed, checked
 from lcx.errors import ConfigError, DataError, did_you_mean
 from lcx.positions import DataTransform
 
@@ -41,15 +40,15 @@ class Settings:
     task: a synthetic task instead of all the keys from corpus to epochs (`lcx/tasks/`).
     """
 
-    train_length: int
-    batch_size: int = 32
+    train_length: Count
+    batch_size: Count = 32
     corpus: Any = "stdlib"
     tokenizer: Any = "bytes"
     packing: Any = "contiguous"
-    validation: float = 0.1
-    test: float = 0.05
+    validation: BelowOne = 0.1
+    test: BelowOne = 0.05
     deduplicate: bool = True
-    epochs: int | None = None
+    epochs: Count | None = None
     task: Any = None
 
     @classmethod
@@ -61,14 +60,7 @@ class Settings:
                 raise ConfigError(f"data has no key '{key}'" + did_you_mean(key, known))
         if "train_length" not in spec:
             raise ConfigError("data needs train_length=..., the tokens per training row")
-        settings = cls(**{k: _plain(v) for k, v in spec.items()})
-        for key in ("train_length", "batch_size", "epochs"):
-            value = getattr(settings, key)
-            if value is None and key == "epochs":
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"data.{key} must be a positive whole number, got {value!r}")
-        return settings
+        return cls(**lookup.fitted(cls, spec, "data"))
 
 
 @dataclass(frozen=True)
@@ -130,8 +122,10 @@ class Data:
                        fingerprint=fingerprint, former=former, epochs=self.settings.epochs,
                        process_index=self.process_index, process_count=self.process_count)
 
+    @checked
     def evaluation_documents(self, min_tokens: int, *, split: str = "validation",
-                             limit: int | None = None, seed: int = 0) -> list[EvaluationDocument]:
+                             limit: Count | None = None,
+                             seed: Seed = 0) -> list[EvaluationDocument]:
         """Whole documents of a split with at least `min_tokens` tokens; at most `limit` of them.
 
         Every process gets all of them. Raises DataError where none is so long.
@@ -196,7 +190,8 @@ class Data:
         return self.splits[name]
 
 
-def load(spec: Mapping[str, Any], *, seed: int = 0, cache: str | os.PathLike | None = None,
+@checked
+def load(spec: Mapping[str, Any], *, seed: Seed = 0, cache: str | os.PathLike | None = None,
          process_index: int = 0, process_count: int = 1,
          tokenizer: Tokenizer | None = None) -> Data | TaskData:
     """Prepare (once) and open the data of a config: see `Settings` for the keys of `spec`.
@@ -231,8 +226,3 @@ def tokenizer_of(spec: Mapping[str, Any], folder: str | os.PathLike) -> Tokenize
         return load(spec).tokenizer
     tokenizer = lookup.build("lcx.data.tokenizers", settings.tokenizer)
     return tokenizer if tokenizer.reopen(Path(folder)) else None
-
-
-def _plain(value: Any) -> Any:
-    """Numbers as Python's own, so that a NumPy integer of a sweep is an integer here."""
-    return value.item() if isinstance(value, np.generic) else value

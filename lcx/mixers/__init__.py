@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from lcx import lookup, positions
+from lcx.domains import Count
 from lcx.errors import ConfigError, Refusal, Unimplemented, did_you_mean
 from lcx.lanes import Diagonal, FeatureMap, Lanes, Sequence, Site, sequence
 from lcx.types import wide_dtype
@@ -68,7 +69,7 @@ class Mixer(nn.Module):
     train_length: int
     output_scale: float = 1.0
     form: str = "auto"
-    chunk: int | None = None
+    chunk: Count | None = None
 
     family: ClassVar[str] = ""  # of the algebra: softmax linear delta diagonal nonlinear
     examples: ClassVar[tuple[dict, ...]] = ({},)  # option sets that the contract tests enrol

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Count
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, RmsNorm
@@ -27,12 +28,12 @@ class Attention(SoftmaxMixer):
     of all projections (GPT-2, BLOOM, GPT-NeoX, gpt-oss), starting at 0.
     """
 
-    num_heads: int = 4
-    num_kv_heads: int | None = None
-    head_dim: int | None = None
+    num_heads: Count = 4
+    num_kv_heads: Count | None = None
+    head_dim: Count | None = None
     qk_norm: bool = False
     unit: str = ""
-    window: int | None = None
+    window: Count | None = None
     gate: bool = False
     use_bias: bool = False
 

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Count
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense
@@ -23,8 +24,8 @@ class Based(KernelMixer):
     factor of the weight. Projections start normal with variance 1/fan_in.
     """
 
-    num_heads: int = 4
-    feature_dim: int = 16
+    num_heads: Count = 4
+    feature_dim: Count = 16
 
     coefficients = (1.0, 1.0, 0.5)
     paper: ClassVar[str] = "arXiv:2402.18668"

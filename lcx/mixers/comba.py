@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Count, Expansion, Finite
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, RmsNorm
 from lcx.mixers.delta_family import DeltaMixer, log_rate, step_bias, unit
@@ -32,11 +33,11 @@ class Comba(DeltaMixer):
     normal with variance 1/fan_in.
     """
 
-    num_heads: int = 4
-    head_dim: int | None = None
-    expand_v: float = 2.0
-    conv_window: int = 4
-    correction: float = 1.0
+    num_heads: Count = 4
+    head_dim: Count | None = None
+    expand_v: Expansion = 2.0
+    conv_window: Count = 4
+    correction: Finite = 1.0
 
     paper: ClassVar[str] = "arXiv:2506.02475"
     examples: ClassVar[tuple[dict, ...]] = (

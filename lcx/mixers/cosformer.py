@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lcx import lanes as L
+from lcx.domains import Count
 from lcx.errors import ConfigError
 from lcx.layers import Dense
 from lcx.mixers.kernel_family import empty_cache, remember
@@ -50,9 +51,9 @@ class Cosformer(LinearMixer):
     1/fan_in.
     """
 
-    num_heads: int = 4
-    head_dim: int | None = None
-    max_length: int | None = None
+    num_heads: Count = 4
+    head_dim: Count | None = None
+    max_length: Count | None = None
 
     paper: ClassVar[str] = "arXiv:2202.08791"
     # Of 8 channels a tenth of all pairs share no feature: their weight is rounding over the floor.

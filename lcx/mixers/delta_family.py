@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lcx import lanes as L
+from lcx.domains import expanded
 from lcx.errors import ConfigError
 from lcx.layers import Dense, ShortConv
 from lcx.mixers import CHUNKED, QUADRATIC, STEP, Mixer, Support, refuses
@@ -74,7 +75,7 @@ class DeltaMixer(Mixer):
             raise ConfigError(f"num_heads={self.num_heads} must divide width={self.width}, or "
                               "set head_dim")
         dim = head_dim or self.width // self.num_heads
-        return dim, int(dim * expand_v)
+        return dim, expanded(dim, expand_v)
 
     def convolved(self, x: jax.Array, seq: L.Sequence, state: DeltaState | None, window: int,
                   *sizes: int) -> tuple[list[jax.Array], conv.ConvState | None]:

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Count, Expansion, Reflection
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, RmsNorm
 from lcx.mixers.delta_family import DeltaMixer, unit
@@ -27,11 +28,11 @@ class DeltaNet(DeltaMixer):
     Projections start normal with variance 1/fan_in.
     """
 
-    num_heads: int = 4
-    head_dim: int | None = None
-    expand_v: float = 1.0
-    conv_window: int = 4
-    max_beta: float = 1.0
+    num_heads: Count = 4
+    head_dim: Count | None = None
+    expand_v: Expansion = 1.0
+    conv_window: Count = 4
+    max_beta: Reflection = 1.0
 
     paper: ClassVar[str] = "arXiv:2406.06484"
     examples: ClassVar[tuple[dict, ...]] = (

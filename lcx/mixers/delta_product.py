@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Count, Expansion, Reflection
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, RmsNorm
 from lcx.mixers.delta_family import DeltaMixer, log_rate, step_bias, unit
@@ -30,13 +31,13 @@ class DeltaProduct(DeltaMixer):
     variance 1/fan_in.
     """
 
-    writes: int = 2
-    num_heads: int = 4
-    head_dim: int | None = None
-    expand_v: float = 2.0
-    conv_window: int = 4
+    writes: Count = 2
+    num_heads: Count = 4
+    head_dim: Count | None = None
+    expand_v: Expansion = 2.0
+    conv_window: Count = 4
     gated: bool = True
-    max_beta: float = 2.0
+    max_beta: Reflection = 2.0
 
     paper: ClassVar[str] = "arXiv:2502.10297"
     examples: ClassVar[tuple[dict, ...]] = (

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 
 from lcx import lanes as L
+from lcx.domains import Count
 from lcx.errors import ConfigError
 from lcx.mixers import QUADRATIC
 from lcx.mixers.attention import Attention
@@ -24,7 +25,7 @@ class DiagAttention(Attention):
     in a softmax, on the pairs that meet. Other options as `attention`.
     """
 
-    block: int = 64
+    block: Count = 64
 
     paper: ClassVar[str] = "arXiv:2210.10340"
     examples: ClassVar[tuple[dict, ...]] = (dict(block=5), dict(block=8, num_kv_heads=2))

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import BelowOne, Count, Whole
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, RmsNorm
@@ -32,13 +33,13 @@ class DifferentialAttention(SoftmaxMixer):
     Face's DiffLlama has not); window: as in `attention`.
     """
 
-    num_heads: int = 2
-    num_kv_heads: int | None = None
-    head_dim: int | None = None
-    layer: int = 0
-    lambda_init: float | None = None
+    num_heads: Count = 2
+    num_kv_heads: Count | None = None
+    head_dim: Count | None = None
+    layer: Whole = 0
+    lambda_init: BelowOne | None = None
     affine: bool = True
-    window: int | None = None
+    window: Count | None = None
 
     paper: ClassVar[str] = "arXiv:2410.05258"
     examples: ClassVar[tuple[dict, ...]] = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
+from lcx.domains import Count
 from lcx.errors import ConfigError
 from lcx.mixers.attention import Attention
 from lcx.ops.attention.patterns import Fixed
@@ -21,9 +22,9 @@ class FixedSparse(Attention):
     the cache.
     """
 
-    stride: int | None = None
-    columns: int = 1
-    groups: int = 1
+    stride: Count | None = None
+    columns: Count = 1
+    groups: Count = 1
 
     paper: ClassVar[str] = "arXiv:1904.10509"
     examples: ClassVar[tuple[dict, ...]] = (dict(stride=4, num_kv_heads=2),

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lcx import lanes as L
+from lcx.domains import Count, Expansion, NonNegative, expanded
 from lcx.layers import Dense
 from lcx.mixers import CHUNKED, QUADRATIC, STEP, Support
 from lcx.mixers.gau import gated_unit
@@ -40,10 +41,10 @@ class Flash(LinearMixer):
     layer's own relative bias, normalisation and token shift are left to the scheme and the block.
     """
 
-    key_dim: int = 128
-    expand: float = 2.0
-    group: int = 256
-    gain_deviation: float = 0.02
+    key_dim: Count = 128
+    expand: Expansion = 2.0
+    group: Count = 256
+    gain_deviation: NonNegative = 0.02
 
     family: ClassVar[str] = "flash"
     paper: ClassVar[str] = "arXiv:2202.10447"
@@ -57,7 +58,7 @@ class Flash(LinearMixer):
 
     def value_dim(self) -> int:
         """Channels of u and v."""
-        return int(self.expand * self.width)
+        return expanded(self.width, self.expand)
 
     @nn.compact
     def __call__(self, x: jax.Array, seq: L.Sequence, state: FlashState | None = None,

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Count, Expansion
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, RmsNorm
 from lcx.mixers.delta_family import DeltaMixer, log_rate, step_bias, unit
@@ -30,10 +31,10 @@ class GatedDeltaNet(DeltaMixer):
     variance 1/fan_in.
     """
 
-    num_heads: int = 4
-    head_dim: int | None = None
-    expand_v: float = 2.0
-    conv_window: int = 4
+    num_heads: Count = 4
+    head_dim: Count | None = None
+    expand_v: Expansion = 2.0
+    conv_window: Count = 4
 
     paper: ClassVar[str] = "arXiv:2412.06464"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(num_heads=2, head_dim=8, expand_v=1))

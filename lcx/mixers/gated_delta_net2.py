@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Count, Expansion, Reflection
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, RmsNorm
 from lcx.mixers.delta_family import DeltaMixer, log_rate, step_bias, unit
@@ -31,11 +32,11 @@ class GatedDeltaNet2(DeltaMixer):
     (1, 16), softplus(dt) log-uniform in (1e-3, 1e-1), projections normal with variance 1/fan_in.
     """
 
-    num_heads: int = 4
-    head_dim: int | None = None
-    expand_v: float = 1.0
-    conv_window: int = 4
-    max_erase: float = 1.0
+    num_heads: Count = 4
+    head_dim: Count | None = None
+    expand_v: Expansion = 1.0
+    conv_window: Count = 4
+    max_erase: Reflection = 1.0
 
     paper: ClassVar[str] = "arXiv:2605.22791"
     examples: ClassVar[tuple[dict, ...]] = (

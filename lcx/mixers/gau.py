@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lcx import lanes as L
+from lcx.domains import Count, Expansion, NonNegative, expanded
 from lcx.errors import ConfigError
 from lcx.layers import Dense
 from lcx.mixers import QUADRATIC, Mixer
@@ -36,12 +37,12 @@ class Gau(Mixer):
     variance 1/fan_in.
     """
 
-    key_dim: int = 128
-    expand: float = 2.0
-    length: int | None = None
+    key_dim: Count = 128
+    expand: Expansion = 2.0
+    length: Count | None = None
     count: bool = False
     laplace: bool = False
-    gain_deviation: float = 0.02
+    gain_deviation: NonNegative = 0.02
 
     family: ClassVar[str] = "gau"
     supports = SUPPORTS
@@ -74,7 +75,7 @@ class Gau(Mixer):
 
     def value_dim(self) -> int:
         """Channels of u and v."""
-        return int(self.expand * self.width)
+        return expanded(self.width, self.expand)
 
     def _length(self) -> int:
         length = self.train_length if self.length is None else self.length

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Count, Expansion, Positive
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, RmsNorm
@@ -24,12 +25,12 @@ class Gla(VectorMixer):
     1/fan_in, b at 0 (gates start near 2^(-1/16) = 0.958).
     """
 
-    num_heads: int = 4
-    head_dim: int | None = None
-    expand_key: float = 0.5
-    expand_value: float = 1.0
-    low_rank: int = 16
-    gate_divisor: float = 16.0
+    num_heads: Count = 4
+    head_dim: Count | None = None
+    expand_key: Expansion = 0.5
+    expand_value: Expansion = 1.0
+    low_rank: Count = 16
+    gate_divisor: Positive = 16.0
 
     paper: ClassVar[str] = "arXiv:2312.06635"
     examples: ClassVar[tuple[dict, ...]] = (

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lcx import lanes as L
+from lcx.domains import Count
 from lcx.errors import ConfigError
 from lcx.layers import Dense, RmsNorm
 from lcx.mixers import CHUNKED, QUADRATIC, STEP, Mixer, Support
@@ -48,9 +49,9 @@ class Gsa(Mixer):
     normal with variance 1/fan_in.
     """
 
-    num_heads: int = 4
-    head_dim: int | None = None
-    num_slots: int | None = None
+    num_heads: Count = 4
+    head_dim: Count | None = None
+    num_slots: Count | None = None
 
     family: ClassVar[str] = "slots"
     paper: ClassVar[str] = "arXiv:2409.07146"

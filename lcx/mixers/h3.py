@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Count
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, ShortConv
@@ -29,9 +30,9 @@ class H3(LtiMixer):
     authors' code, is left there: its output vector alone gives every kernel.
     """
 
-    num_heads: int = 4
-    head_dim: int = 1
-    state_dim: int = 64
+    num_heads: Count = 4
+    head_dim: Count = 1
+    state_dim: Count = 64
 
     paper: ClassVar[str] = "arXiv:2212.14052"
     examples: ClassVar[tuple[dict, ...]] = (

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import BelowOne, Count
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, RmsNorm
@@ -29,9 +30,9 @@ class Hgrn(DiagonalMixer):
     1/fan_in.
     """
 
-    num_heads: int = 4
-    inner_width: int | None = None
-    lower_bound: float = 0.0
+    num_heads: Count = 4
+    inner_width: Count | None = None
+    lower_bound: BelowOne = 0.0
 
     paper: ClassVar[str] = "arXiv:2311.04823"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(num_heads=2, inner_width=24, lower_bound=0.5))

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import BelowOne, Count
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, RmsNorm
@@ -27,9 +28,9 @@ class Hgrn2(VectorMixer):
     variance 1/fan_in.
     """
 
-    num_heads: int = 4
-    head_dim: int | None = None
-    lower_bound: float = 0.0
+    num_heads: Count = 4
+    head_dim: Count | None = None
+    lower_bound: BelowOne = 0.0
 
     paper: ClassVar[str] = "arXiv:2404.07904"
     examples: ClassVar[tuple[dict, ...]] = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from lcx.domains import Count, Finite, whole
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, ShortConv
@@ -44,13 +45,13 @@ class Hyena(LtiMixer):
     for the convolutions of whole texts as products of dense matrices.
     """
 
-    num_heads: int = 4
-    order: int = 2
-    filter_width: int = 64
-    filter_layers: int = 2
-    bands: int = 1
-    frequency: float = 1.0
-    filter_length: int | None = None
+    num_heads: Count = 4
+    order: Annotated[int, whole(2)] = 2
+    filter_width: Count = 64
+    filter_layers: Count = 2
+    bands: Count = 1
+    frequency: Finite = 1.0
+    filter_length: Count | None = None
     transform: str = "fft"
 
     paper: ClassVar[str] = "arXiv:2302.10866"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Count, Expansion, real
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, RmsNorm
 from lcx.mixers.delta_family import DeltaMixer, log_rate, step_bias, unit
@@ -31,11 +32,11 @@ class Kda(DeltaMixer):
     (1e-3, 1e-1); projections normal with variance 1/fan_in.
     """
 
-    num_heads: int = 4
-    head_dim: int | None = None
-    expand_v: float = 1.0
-    conv_window: int = 4
-    lower_bound: float | None = None
+    num_heads: Count = 4
+    head_dim: Count | None = None
+    expand_v: Expansion = 1.0
+    conv_window: Count = 4
+    lower_bound: Annotated[float, real(high=0, below=True)] | None = None
 
     paper: ClassVar[str] = "arXiv:2510.26692"
     examples: ClassVar[tuple[dict, ...]] = (

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lcx.domains import Count, Whole
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, RmsNorm
@@ -27,10 +28,10 @@ class Lightning(LinearMixer):
     decay of its own it is a linear layer under the scheme `alibi`.
     """
 
-    num_heads: int = 4
-    head_dim: int | None = None
-    layer: int = 0
-    depth: int = 1
+    num_heads: Count = 4
+    head_dim: Count | None = None
+    layer: Whole = 0
+    depth: Count = 1
 
     paper: ClassVar[str] = "arXiv:2501.08313"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(num_heads=2, head_dim=8, layer=3, depth=8))

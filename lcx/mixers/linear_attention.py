@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Count
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, RmsNorm
@@ -24,9 +25,9 @@ class LinearAttention(LinearMixer):
     (arXiv:2210.10340). query, key, value, out start normal with variance 1/fan_in.
     """
 
-    num_heads: int = 4
-    num_kv_heads: int | None = None
-    head_dim: int | None = None
+    num_heads: Count = 4
+    num_kv_heads: Count | None = None
+    head_dim: Count | None = None
     normaliser: str | None = "sum"
 
     paper: ClassVar[str] = "arXiv:2006.16236"

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lcx import lanes as L
+from lcx.domains import Count
 from lcx.errors import ConfigError
 from lcx.layers import Dense
 from lcx.mixers import CHUNKED, STEP, Mixer, Support, refuses
@@ -50,10 +51,10 @@ class Linformer(Mixer):
     E. E and F start uniform within 1/sqrt(rank), projections normal with variance 1/fan_in.
     """
 
-    num_heads: int = 4
-    head_dim: int | None = None
-    rank: int = 256
-    max_length: int | None = None
+    num_heads: Count = 4
+    head_dim: Count | None = None
+    rank: Count = 256
+    max_length: Count | None = None
     share: bool = False
 
     family: ClassVar[str] = "len"

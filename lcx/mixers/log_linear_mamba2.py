@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from lcx import lanes as L
+from lcx.domains import whole
 from lcx.layers import Dense
 from lcx.mixers.kernel_family import empty_cache, remember
 from lcx.mixers.linear_family import SUPPORTS, MemoryState, channel_decay
@@ -31,7 +32,7 @@ class LogLinearMamba2(Mamba2):
     that training never reaches keeps its first weight, softplus(W x). rate starts at 1.
     """
 
-    levels: int = 16
+    levels: Annotated[int, whole(1, 31)] = 16
 
     supports = SUPPORTS
     paper: ClassVar[str] = "arXiv:2506.04761"

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lcx import lanes as L
+from lcx.domains import Count, Fraction, Positive
 from lcx.errors import ConfigError
 from lcx.layers import Dense
 from lcx.mixers.diagonal_family import DiagonalMixer
@@ -30,10 +31,10 @@ class Lru(DiagonalMixer):
     the pair that a scheme's rotation turns, so that its angle adds to that of lambda.
     """
 
-    num_heads: int = 4
-    state_dim: int | None = None
-    radius: tuple[float, float] = (0.0, 1.0)
-    max_phase: float = 6.28
+    num_heads: Count = 4
+    state_dim: Count | None = None
+    radius: tuple[Fraction, Fraction] = (0.0, 1.0)
+    max_phase: Positive = 6.28
 
     paper: ClassVar[str] = "arXiv:2303.06349"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(num_heads=2, state_dim=12, radius=(0.5, 0.9)))

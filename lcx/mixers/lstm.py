@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Finite
 from lcx.lanes import Lanes, Sequence
 from lcx.layers import Dense
 from lcx.mixers.nonlinear_family import NonlinearMixer, dense, read
@@ -27,7 +28,7 @@ class Lstm(NonlinearMixer):
     """
 
     heads_apart: bool = False
-    forget_bias: float = 1.0
+    forget_bias: Finite = 1.0
 
     paper: ClassVar[str] = "doi:10.1162/neco.1997.9.8.1735"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(num_heads=2, heads_apart=True))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lcx import lanes as L
+from lcx.domains import Count, Positive
 from lcx.errors import ConfigError
 from lcx.layers import Dense, RmsNorm, ShortConv
 from lcx.mixers import QUADRATIC, STEP, Support
@@ -45,12 +46,12 @@ class Mamba1(VectorMixer):
     log-uniform in [0.001, 0.1], other projections normal with variance 1/fan_in.
     """
 
-    expand: int = 2
-    state_dim: int = 16
-    window: int = 4
-    step_rank: int | None = None
+    expand: Count = 2
+    state_dim: Count = 16
+    window: Count = 4
+    step_rank: Count | None = None
     norms: str | None = None
-    norm_eps: float = 1e-6
+    norm_eps: Positive = 1e-6
 
     paper: ClassVar[str] = "arXiv:2312.00752"
     examples: ClassVar[tuple[dict, ...]] = (

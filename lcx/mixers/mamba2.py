@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from lcx.domains import Count
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, RmsNorm, ShortConv
@@ -42,11 +43,11 @@ class Mamba2(LinearMixer):
     skip 1; projections normal with variance 1/fan_in; convolutions as `ShortConv`, with bias.
     """
 
-    num_heads: int = 4
-    head_dim: int | None = None
-    state_dim: int = 64
-    num_groups: int = 1
-    window: int = 4
+    num_heads: Count = 4
+    head_dim: Count | None = None
+    state_dim: Count = 64
+    num_groups: Count = 1
+    window: Count = 4
 
     paper: ClassVar[str] = "arXiv:2405.21060"
     examples: ClassVar[tuple[dict, ...]] = (

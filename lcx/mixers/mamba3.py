@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lcx import lanes as L
+from lcx.domains import Count, PositiveFraction, whole
 from lcx.errors import ConfigError
 from lcx.layers import Dense, RmsNorm
 from lcx.mixers import Support
@@ -65,11 +66,11 @@ class Mamba3(LinearMixer):
     the mixer then turns pairs (m, m + half) of the features, with which such maps commute.
     """
 
-    num_heads: int = 4
-    head_dim: int | None = None
-    state_dim: int = 64
-    num_groups: int = 1
-    rope_fraction: float = 0.5
+    num_heads: Count = 4
+    head_dim: Count | None = None
+    state_dim: Annotated[int, whole(2)] = 64
+    num_groups: Count = 1
+    rope_fraction: PositiveFraction = 0.5
 
     rank: ClassVar[int] = 1  # keys and values of a token
     paper: ClassVar[str] = "arXiv:2603.15569"

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lcx import lanes as L
+from lcx.domains import Count
 from lcx.errors import ConfigError
 from lcx.layers import Dense, RmsNorm
 from lcx.mixers.linear_supports import SUPPORTS
@@ -33,7 +34,7 @@ class Mamba3Mimo(Mamba3):
     row (CoPE) has a row of keys for each rank.
     """
 
-    rank: int = 4
+    rank: Count = 4
 
     supports = SUPPORTS  # rings and FFTs have one slot for each id
     paper: ClassVar[str] = "arXiv:2603.15569"

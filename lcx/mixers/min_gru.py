@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Count
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense
 from lcx.mixers.diagonal_family import DiagonalMixer
@@ -23,8 +24,8 @@ class MinGru(DiagonalMixer):
     start at 0; kernels start normal with variance 1/fan_in.
     """
 
-    num_heads: int = 4
-    inner_width: int | None = None
+    num_heads: Count = 4
+    inner_width: Count | None = None
     positive: bool = True
 
     paper: ClassVar[str] = "arXiv:2410.01201"

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Count, Finite
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense
 from lcx.mixers.diagonal_family import DiagonalMixer
@@ -24,10 +25,10 @@ class MinLstm(DiagonalMixer):
     variance 1/fan_in. inner_width: channels of h, width if None.
     """
 
-    num_heads: int = 4
-    inner_width: int | None = None
+    num_heads: Count = 4
+    inner_width: Count | None = None
     positive: bool = True
-    forget_bias: float = 0.0
+    forget_bias: Finite = 0.0
 
     paper: ClassVar[str] = "arXiv:2410.01201"
     examples: ClassVar[tuple[dict, ...]] = (

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lcx import lanes as L
+from lcx.domains import Count
 from lcx.layers import Dense, RmsNorm
 from lcx.mixers import CHUNKED, QUADRATIC, STEP, Support
 from lcx.mixers.softmax_family import SUPPORTS, SoftmaxMixer
@@ -36,12 +37,12 @@ class Mla(SoftmaxMixer):
     start normal with variance 1/fan_in, norm gains at 1; there are no biases.
     """
 
-    num_heads: int = 4
-    nope_dim: int | None = None
-    rope_dim: int | None = None
-    value_dim: int | None = None
-    kv_rank: int | None = None
-    query_rank: int | None = None
+    num_heads: Count = 4
+    nope_dim: Count | None = None
+    rope_dim: Count | None = None
+    value_dim: Count | None = None
+    kv_rank: Count | None = None
+    query_rank: Count | None = None
 
     paper: ClassVar[str] = "arXiv:2405.04434"
     examples: ClassVar[tuple[dict, ...]] = (dict(), dict(query_rank=12, value_dim=6))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lcx import lanes as L
+from lcx.domains import Count, NonNegative, Positive
 from lcx.errors import ConfigError
 from lcx.layers import Dense, HeadNorm
 from lcx.mixers.mlstm_family import MlstmMixer, three_to_six
@@ -29,9 +30,9 @@ class Mlstm(MlstmMixer):
     of f evenly from 3 to 6 over the heads. The block of the first version is `mlstm_v1`.
     """
 
-    num_heads: int = 4
-    key_factor: float = 0.5
-    cap: float = 15.0
+    num_heads: Count = 4
+    key_factor: Positive = 0.5
+    cap: NonNegative = 15.0
 
     paper: ClassVar[str] = "arXiv:2405.04517"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(num_heads=2, key_factor=1.0, cap=0.0))

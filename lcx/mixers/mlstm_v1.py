@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lcx import lanes as L
+from lcx.domains import Count, Expansion
 from lcx.errors import ConfigError
 from lcx.layers import Dense, HeadNorm, ShortConv
 from lcx.mixers.mlstm_family import MlstmMixer, MlstmState, three_to_six
@@ -40,10 +41,10 @@ class MlstmV1(MlstmMixer):
     0.1, of f evenly from 3 to 6 over the heads.
     """
 
-    num_heads: int = 4
-    expand: float = 2.0
-    conv_window: int = 4
-    block: int = 4
+    num_heads: Count = 4
+    expand: Expansion = 2.0
+    conv_window: Count = 4
+    block: Count = 4
 
     paper: ClassVar[str] = "arXiv:2405.04517"
     examples: ClassVar[tuple[dict, ...]] = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from lcx.domains import Count
 from lcx.errors import ConfigError
 from lcx.mixers.attention import Attention
 from lcx.mixers.selected_family import SUPPORTS
@@ -20,8 +21,8 @@ class Moba(Attention):
     that of chunked attention, and so is the cost; a stream keeps every key.
     """
 
-    block: int = 256
-    top: int = 4
+    block: Count = 256
+    top: Count = 4
 
     family = "selected"
     supports = SUPPORTS

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Count, Finite
 from lcx.lanes import Lanes, Sequence
 from lcx.layers import Dense, ShortConv
 from lcx.mixers.hyena import Filter, HyenaState
@@ -31,12 +32,12 @@ class MonarchMixer(LtiMixer):
     Decoding reads the whole history: the filters have no finite state.
     """
 
-    num_heads: int = 4
-    filter_width: int = 128
-    filter_layers: int = 2
-    bands: int = 2
-    frequency: float = 10.0
-    filter_length: int | None = None
+    num_heads: Count = 4
+    filter_width: Count = 128
+    filter_layers: Count = 2
+    bands: Count = 2
+    frequency: Finite = 10.0
+    filter_length: Count | None = None
     residual: bool = True
     transform: str = "monarch"
 

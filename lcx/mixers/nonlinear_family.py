@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lcx import lanes as L
+from lcx.domains import Count
 from lcx.errors import ConfigError
 from lcx.mixers import STEP, Mixer, Support, refuses
 from lcx.ops.conv import ConvState
@@ -47,7 +48,7 @@ class NonlinearMixer(Mixer):
     """Shared by mixers whose gates read W x_t + R h_{t-1}. num_heads: groups of channels that
     share a gate of the scheme, and within which R acts where it is not dense."""
 
-    num_heads: int = 4
+    num_heads: Count = 4
 
     family: ClassVar[str] = "nonlinear"
     forms: ClassVar[tuple[str, ...]] = (STEP,)

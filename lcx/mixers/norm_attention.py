@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Count
 from lcx.errors import ConfigError, did_you_mean
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, RmsNorm
@@ -29,8 +30,8 @@ class NormAttention(LinearMixer):
     2^-1/2, out normal with variance 1/fan_in.
     """
 
-    num_heads: int = 4
-    head_dim: int | None = None
+    num_heads: Count = 4
+    head_dim: Count | None = None
     feature: str = "elu"
     gated: bool = False
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Count, whole
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Sequence
 from lcx.layers import Dense
@@ -36,10 +37,10 @@ class Nsa(Attention):
     a time: memory is that of chunked attention, and so is the cost; a stream keeps every key.
     """
 
-    num_kv_heads: int | None = 1
-    block: int = 64
-    top: int = 16
-    window: int | None = 512
+    num_kv_heads: Count | None = 1
+    block: Count = 64
+    top: Annotated[int, whole(3)] = 16
+    window: Count | None = 512
 
     family = "selected"
     supports = SUPPORTS

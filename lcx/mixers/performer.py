@@ -14,6 +14,7 @@ import numpy as np
 from flax import struct
 
 from lcx import lanes as L
+from lcx.domains import Count, Positive, Seed
 from lcx.errors import ConfigError, Unimplemented
 from lcx.layers import Dense
 from lcx.mixers import CHUNKED, QUADRATIC, STEP, Support
@@ -50,12 +51,12 @@ class Performer(LinearMixer):
     width/num_heads if None. Projections start normal with variance 1/fan_in.
     """
 
-    num_heads: int = 4
-    head_dim: int | None = None
-    num_features: int | None = None
-    seed: int = 0
+    num_heads: Count = 4
+    head_dim: Count | None = None
+    num_features: Count | None = None
+    seed: Seed = 0
     inside: bool = False
-    floor: float = 1e-4
+    floor: Positive = 1e-4
 
     family = "kernel"
     supports = {**LinearMixer.supports, L.Temperature: Support((QUADRATIC, CHUNKED, STEP))}

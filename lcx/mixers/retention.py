@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lcx.domains import Count
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, RmsNorm
@@ -27,9 +28,9 @@ class Retention(LinearMixer):
     2^-2.5, out with 2^-1, times the model's depth scale of residual branches.
     """
 
-    num_heads: int = 4
-    head_dim: int | None = None
-    expand_value: int = 2
+    num_heads: Count = 4
+    head_dim: Count | None = None
+    expand_value: Count = 2
 
     paper: ClassVar[str] = "arXiv:2307.08621"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(num_heads=2, head_dim=8, expand_value=1))

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Count
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, ShortConv
 from lcx.mixers.diagonal_family import DiagonalMixer
@@ -31,9 +32,9 @@ class Rglru(DiagonalMixer):
     1/fan_in, biases of the maps 0.
     """
 
-    num_heads: int = 4
-    inner_width: int | None = None
-    conv_window: int = 4
+    num_heads: Count = 4
+    inner_width: Count | None = None
+    conv_window: Count = 4
 
     paper: ClassVar[str] = "arXiv:2402.19427"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(num_heads=2, inner_width=24))

@@ -12,6 +12,7 @@ import numpy as np
 from flax import struct
 
 from lcx import lanes as L
+from lcx.domains import Count, Whole, in_depth
 from lcx.errors import ConfigError
 from lcx.integral import Integral, fallen, integrate, separable_gap
 from lcx.layers import Dense, token_before
@@ -57,9 +58,9 @@ class Rwkv4(Mixer):
     num_heads: groups of channels that share a bias of the scheme.
     """
 
-    num_heads: int = 4
-    layer: int = 0
-    num_layers: int = 1
+    num_heads: Count = 4
+    layer: Whole = 0
+    num_layers: Count = 1
 
     family: ClassVar[str] = "wkv"
     paper: ClassVar[str] = "arXiv:2305.13048"
@@ -175,7 +176,8 @@ class Rwkv4(Mixer):
     def _ramps(self) -> tuple[np.ndarray, float, float]:
         """Channels from 0 to 1, how deep the layer lies, and how much lies above it."""
         place = np.arange(self.width) / max(1, self.width - 1)
-        return place, self.layer / max(1, self.num_layers - 1), 1 - self.layer / self.num_layers
+        below = in_depth(self.layer, self.num_layers)
+        return place, self.layer / max(1, self.num_layers - 1), 1 - below
 
     def _blend(self, key, shape, dtype=jnp.float32):
         _, depth, left = self._ramps()

@@ -11,6 +11,7 @@ import numpy as np
 from flax import struct
 
 from lcx import lanes as L
+from lcx.domains import Count, Fraction
 from lcx.errors import ConfigError
 from lcx.layers import Dense, token_before
 from lcx.mixers.vector_family import VectorMixer
@@ -44,11 +45,11 @@ class Rwkv6(VectorMixer):
     M_2, W_2 uniform within 0.01, projections as a torch linear map does (uniform 1/sqrt(fan_in)).
     """
 
-    num_heads: int = 4
-    blend_rank: int = 32
-    decay_rank: int = 64
-    depth_ratio: float = 0.0
-    depth_left: float = 1.0
+    num_heads: Count = 4
+    blend_rank: Count = 32
+    decay_rank: Count = 64
+    depth_ratio: Fraction = 0.0
+    depth_left: Fraction = 1.0
 
     paper: ClassVar[str] = "arXiv:2404.05892"
     examples: ClassVar[tuple[dict, ...]] = (

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from lcx.domains import Count, Whole, in_depth
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, token_before
@@ -50,11 +51,11 @@ class Rwkv7(DeltaMixer):
     "share_bias", mu "blend_scale", k_k "removal_scale", k_a "key_scale", r_k "bonus_scale".
     """
 
-    num_heads: int = 4
-    ranks: tuple[int, int, int, int] | None = None
+    num_heads: Count = 4
+    ranks: tuple[Count, Count, Count, Count] | None = None
     value_residual: bool = True
-    layer: int = 0
-    num_layers: int = 1
+    layer: Whole = 0
+    num_layers: Count = 1
 
     paper: ClassVar[str] = "arXiv:2503.14456"
     examples: ClassVar[tuple[dict, ...]] = (
@@ -146,7 +147,7 @@ class Start:
 
     def __init__(self, width: int, head_dim: int, layer: int, num_layers: int):
         n = np.arange(width)
-        self.depth, self.left = layer / max(1, num_layers - 1), 1 - layer / num_layers
+        self.depth, self.left = layer / max(1, num_layers - 1), 1 - in_depth(layer, num_layers)
         self.ramp, self.place = n / max(1, width - 1), n / width
         middle = max(1, head_dim - 1) / 2
         self.zigzag = (n % head_dim - middle) / middle

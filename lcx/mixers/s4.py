@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lcx.domains import Count
 from lcx.errors import ConfigError
 from lcx.mixers.lti_family import LtiState
 from lcx.mixers.s4d import S4d, log_uniform
@@ -28,7 +29,7 @@ class S4(S4d):
     """
 
     start: str = "legs"
-    kernel_length: int | None = None
+    kernel_length: Count | None = None
 
     paper: ClassVar[str] = "arXiv:2111.00396"
     examples: ClassVar[tuple[dict, ...]] = (

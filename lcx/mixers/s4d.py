@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lcx.domains import Count, Positive, whole
 from lcx.errors import ConfigError, did_you_mean
 from lcx.lanes import Lanes, Sequence
 from lcx.layers import Dense
@@ -35,10 +36,10 @@ class S4d(LtiMixer):
     kept as log(-Re A) and Im A. num_heads: groups of channels, of which a scheme speaks.
     """
 
-    num_heads: int = 4
-    state_dim: int = 64
+    num_heads: Count = 4
+    state_dim: Annotated[int, whole(2)] = 64
     start: str = "lin"
-    steps: tuple[float, float] = (0.001, 0.1)
+    steps: tuple[Positive, Positive] = (0.001, 0.1)
 
     paper: ClassVar[str] = "arXiv:2206.11893"
     examples: ClassVar[tuple[dict, ...]] = (

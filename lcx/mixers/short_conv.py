@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from lcx.domains import Count
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense
@@ -25,8 +26,8 @@ class ShortConv(LtiMixer):
     remembers is the last inputs, whatever a scheme says. Kernel uniform within 1/sqrt(window).
     """
 
-    num_heads: int = 4
-    window: int = 3
+    num_heads: Count = 4
+    window: Count = 3
 
     paper: ClassVar[str] = "arXiv:2511.23404"
     finite_state: ClassVar[bool] = False  # of its own: the cache holds `window` inputs

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
+from lcx.domains import Finite
 from lcx.mixers.attention import Attention
 from lcx.ops.attention.weights import Sigmoid
 from lcx.types import wide_dtype
@@ -21,7 +22,7 @@ class SigmoidAttention(Attention):
     QK-norm and a norm after the layer.
     """
 
-    offset: float | None = None
+    offset: Finite | None = None
 
     paper: ClassVar[str] = "arXiv:2409.04431"
     examples: ClassVar[tuple[dict, ...]] = (dict(num_kv_heads=2), dict(offset=-1.0, qk_norm=True))

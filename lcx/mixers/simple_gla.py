@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from lcx.domains import Count, Expansion, Whole
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Sequence, Site
 from lcx.layers import Dense, RmsNorm, ShortConv
@@ -37,11 +38,11 @@ class SimpleGla(LinearMixer):
     gate's bias at 0. The core and its gate are those of Mamba-2 without step and skip.
     """
 
-    num_heads: int = 4
-    num_kv_heads: int | None = None
-    expand_key: float = 1.0
-    expand_value: float = 1.0
-    window: int = 4
+    num_heads: Count = 4
+    num_kv_heads: Count | None = None
+    expand_key: Expansion = 1.0
+    expand_value: Expansion = 1.0
+    window: Whole = 4
 
     paper: ClassVar[str] = "arXiv:2312.06635"
     examples: ClassVar[tuple[dict, ...]] = (

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Fraction, Whole
 from lcx.lanes import Lanes, Sequence
 from lcx.layers import HeadNorm, ShortConv
 from lcx.mixers.nonlinear_family import NonlinearMixer, dense, read
@@ -32,8 +33,8 @@ class Slstm(NonlinearMixer):
     which a layer does not know: set it in the pattern.
     """
 
-    conv_window: int = 4
-    depth_ratio: float = 0.0
+    conv_window: Whole = 4
+    depth_ratio: Fraction = 0.0
 
     paper: ClassVar[str] = "arXiv:2405.04517"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(num_heads=2, conv_window=0, depth_ratio=0.5))

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 
 from lcx import lanes as L
+from lcx.domains import Whole
 from lcx.errors import ConfigError
 from lcx.mixers import CHUNKED, QUADRATIC, STEP, Support
 from lcx.mixers.attention import Attention
@@ -28,7 +29,7 @@ class StreamingAttention(Attention):
     window: train_length - sinks if None.
     """
 
-    sinks: int = 4
+    sinks: Whole = 4
 
     paper: ClassVar[str] = "arXiv:2309.17453"
     examples: ClassVar[tuple[dict, ...]] = (dict(sinks=2, window=5, num_kv_heads=2),

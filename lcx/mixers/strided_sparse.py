@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
+from lcx.domains import Count
 from lcx.mixers.attention import Attention
 from lcx.ops.attention.patterns import Strided
 
@@ -17,7 +18,7 @@ class StridedSparse(Attention):
     stays in the cache. Lanes act on all earlier tokens before the pattern picks.
     """
 
-    stride: int | None = None
+    stride: Count | None = None
 
     paper: ClassVar[str] = "arXiv:1904.10509"
     examples: ClassVar[tuple[dict, ...]] = (dict(stride=3, num_kv_heads=2), dict())

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lcx import lanes, sharding
-from lcx.errors import ConfigError, DataError
+from lcx.domains import Count, NonNegative, PositiveFraction, Seed, checked
+from lcx.errors import DataError
 from lcx.model.reach import Same, reach_of
 
 PIECES = (512, 64, 8, 1)  # a prompt is cut into these, longest first: four programs for any length
@@ -38,8 +39,10 @@ class Decoder:
         """How many sizes of piece (and of state) have been compiled."""
         return self._advance._cache_size()
 
-    def generate(self, variables: Any, prompt: np.ndarray, count: int, *, temperature: float = 0.0,
-                 top_p: float = 1.0, seed: int = 0) -> Iterator[np.ndarray]:
+    @checked
+    def generate(self, variables: Any, prompt: np.ndarray, count: Count, *,
+                 temperature: NonNegative = 0.0, top_p: PositiveFraction = 1.0,
+                 seed: Seed = 0) -> Iterator[np.ndarray]:
         """`count` tokens, int [B] each, that continue prompt [B,N], as soon as each is known.
 
         temperature 0 takes the most likely token; otherwise a token is drawn from the softmax of
@@ -56,11 +59,6 @@ class Decoder:
         if low < 0 or high >= self.model.vocab_size:
             raise DataError(f"token id {low if low < 0 else high} is outside the model's vocabulary"
                             f" of {self.model.vocab_size}; use the run's own tokenizer")
-        if count < 1:
-            raise ConfigError(f"tokens={count}: ask for one or more")
-        if temperature < 0 or not 0 < top_p <= 1:
-            raise ConfigError(f"temperature={temperature} must be 0 or more, and top_p={top_p} in "
-                              "(0, 1]")
         # The last token is never read; a stream tells each piece its place, so its ids are unknown.
         call = lambda v, tokens, seq: self.model.apply(v, tokens, seq, None, method="predict")[0]
         reach_of(self.model).require(call, variables, prompt.shape[1] + count - 1)

@@ -125,6 +125,7 @@ def make_embed(spec: Any, width: int, train_length: int, number: int = 0,
         if embed is None:
             continue
         lookup.check_options(scheme, name, options, ("site",))
+        options = lookup.fitted(scheme, options, name)
         known = {"width": width, "train_length": train_length, "vocab_size": vocab_size,
                  **lookup.fields(scheme), **options}
         wanted = {field: known[field] for field in lookup.fields(embed) if field in known}

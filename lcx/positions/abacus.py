@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lcx import lanes as L
+from lcx.domains import Count, NonNegative, Whole
 from lcx.errors import ConfigError
 from lcx.positions import Position
 from lcx.positions.learned import look_up
@@ -27,11 +28,11 @@ class Abacus(Position):
     Checked against the authors' code (github.com/mcleish7/arithmetic, abacus.py).
     """
 
-    digits: tuple[int, ...] = tuple(range(48, 58))
-    axis: int = 1
-    rows: int = 1024
-    max_offset: int = 99
-    scale: float = 1.0
+    digits: tuple[Whole, ...] = tuple(range(48, 58))
+    axis: Whole = 1
+    rows: Count = 1024
+    max_offset: Whole = 99
+    scale: NonNegative = 1.0
 
     paper: ClassVar[str] = "arXiv:2405.17399"
     relative: ClassVar[bool] = False

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lcx import lanes as L
+from lcx.domains import NonNegative
 from lcx.errors import ConfigError, did_you_mean
 from lcx.positions import Position
 
@@ -24,7 +25,7 @@ class Alibi(Position):
     factor: of all slopes (96 over the segments of BiPE).
     """
 
-    factor: float = 1.0
+    factor: NonNegative = 1.0
     both_sides: str = "symmetric"
 
     structure: ClassVar[str] = "SEP"

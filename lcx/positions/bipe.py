@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lcx import lanes as L
+from lcx.domains import Count, NonNegative, Whole
 from lcx.errors import ConfigError
 from lcx.positions import Position
 from lcx.types import wide
@@ -27,10 +28,10 @@ class Bipe(Position):
     table, train_length if None; places beyond share its last row, as the authors do.
     """
 
-    separators: tuple[int, ...] = (10, 46)
-    axis: int = 1
-    rows: int | None = None
-    scale: float = 1.0
+    separators: tuple[Whole, ...] = (10, 46)
+    axis: Whole = 1
+    rows: Count | None = None
+    scale: NonNegative = 1.0
 
     paper: ClassVar[str] = "arXiv:2401.16421"
     relative: ClassVar[bool] = False

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import jax
 
+from lcx.domains import AtLeastOne, NonNegative
 from lcx.errors import ConfigError
 from lcx.lanes import Sequence
 from lcx.positions import Position
@@ -24,9 +25,9 @@ class Cape(Position):
     own too); the centring of ids that the paper uses on images and speech is left out.
     """
 
-    global_shift: float = 5.0
-    local_shift: float = 0.5
-    scaling: float = 1.03
+    global_shift: NonNegative = 5.0
+    local_shift: NonNegative = 0.5
+    scaling: AtLeastOne = 1.03
 
     paper: ClassVar[str] = "arXiv:2106.03143"
 

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import AtLeastOne
 from lcx.errors import ConfigError, did_you_mean
 from lcx.lanes import Rotation, Sequence, phase, split_frequency
 from lcx.positions import Position
@@ -29,7 +30,7 @@ class ComplexOrder(Position):
     """
 
     shared: str = "nothing"
-    base: float = 10000.0
+    base: AtLeastOne = 10000.0
 
     paper: ClassVar[str] = "arXiv:1912.12333"
     relative: ClassVar[bool] = False

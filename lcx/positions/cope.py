@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Count
 from lcx.lanes import Lanes, Pairwise, Sequence, Tile
 from lcx.positions import Position
 from lcx.types import precise, wide
@@ -23,7 +24,7 @@ class Cope(Position):
     like the product (the authors' default), or not (their "nodiv").
     """
 
-    positions: int = 64
+    positions: Count = 64
     scaled: bool = True
 
     structure: ClassVar[str] = "PAIR"

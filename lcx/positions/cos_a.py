@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from lcx.domains import NonNegative
 from lcx.lanes import Lanes, Sequence, Temperature
 from lcx.positions import Position
 from lcx.positions.log_n import keys_seen
@@ -20,7 +21,7 @@ class CosA(Position):
     unit="both" (unit queries and keys, no 1/sqrt(d)).
     """
 
-    scale: float = 4.0
+    scale: NonNegative = 4.0
 
     paper: ClassVar[str] = "https://kexue.fm/archives/9859"
 

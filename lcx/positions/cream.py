@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from lcx.domains import Ids, Positive
 from lcx.errors import ConfigError
 from lcx.lanes import Sequence
 from lcx.positions import DataTransform, Position, moved_ids
@@ -29,9 +30,9 @@ class Cream(Position):
     text too short for 8 f tokens has thirds. Evaluation does nothing.
     """
 
-    max_length: int | None = None
-    mean: float | None = 9.0
-    deviation: float = 3.0
+    max_length: Ids | None = None
+    mean: Positive | None = 9.0
+    deviation: Positive = 3.0
 
     paper: ClassVar[str] = "arXiv:2406.07138"
 

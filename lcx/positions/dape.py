@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Count
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, LogitMap, Sequence
 from lcx.positions import Position
@@ -25,8 +26,8 @@ class Dape(Position):
     but the last; here it is there for every row, so that a stream equals the whole.
     """
 
-    hidden: int = 32
-    kernel: int = 1
+    hidden: Count = 32
+    kernel: Count = 1
 
     structure: ClassVar[str] = "PAIR"
     paper: ClassVar[str] = "arXiv:2405.14722"

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from lcx.domains import Count, NonNegative, Positive
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Piecewise, Rotation, Sequence
 from lcx.positions.rope import Rope
@@ -26,11 +27,11 @@ class Dca(Rope):
     Checked against HKUNLP/ChunkLlama. It says nothing about tokens to come: causal only.
     """
 
-    chunk: int | None = None
-    local: int | None = None
-    original_length: int | None = None
-    factor: float = 1.0
-    gain: float = 0.0
+    chunk: Count | None = None
+    local: Count | None = None
+    original_length: Count | None = None
+    factor: Positive = 1.0
+    gain: NonNegative = 0.0
 
     structure: ClassVar[str] = "PW"
     paper: ClassVar[str] = "arXiv:2402.17463"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from lcx.domains import Count, whole
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Pairwise, Sequence, Temperature, Tile
 from lcx.positions import Position
@@ -25,8 +26,8 @@ class Deberta(Position):
     row each on both sides, then rows grow logarithmically up to max_distance.
     """
 
-    buckets: int = 256
-    max_distance: int = 512
+    buckets: Annotated[int, whole(4)] = 256
+    max_distance: Count = 512
     paper_index: bool = False
 
     structure: ClassVar[str] = "PAIR"

@@ -7,6 +7,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
+from lcx.domains import Count, Positive
 from lcx.lanes import Rotation, Sequence
 from lcx.positions.in_double import in_double, joined
 from lcx.positions.ntk import exponent
@@ -22,8 +23,8 @@ class DynamicNtk(Rope):
     again between L0 and the longest call so far; here each request has its own.
     """
 
-    factor: float = 1.0
-    original_length: int | None = None
+    factor: Positive = 1.0
+    original_length: Count | None = None
 
     paper: ClassVar[str] = "arXiv:2309.00071"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(factor=2.0))

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
+from lcx.domains import Count, NonNegative
 from lcx.lanes import Lanes, Rowwise, Sequence
 from lcx.positions import Position
 from lcx.types import precise, wide
@@ -22,8 +23,8 @@ class Fire(Position):
     re-implementation used for the check (DAPE's) halves the threshold in one of its files.
     """
 
-    hidden: int = 32
-    threshold: float = 512.0
+    hidden: Count = 32
+    threshold: NonNegative = 512.0
 
     structure: ClassVar[str] = "ROW"
     paper: ClassVar[str] = "arXiv:2310.04418"

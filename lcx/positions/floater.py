@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Count
 from lcx.lanes import Sequence
 from lcx.layers import Dense
 from lcx.positions import Position
@@ -32,8 +33,8 @@ class Floater(Position):
     those beyond train_length lie outside the trained interval. Outside of rows: as `learned`.
     """
 
-    rows: int | None = None
-    substeps: int = 5
+    rows: Count | None = None
+    substeps: Count = 5
 
     paper: ClassVar[str] = "arXiv:2003.09229"
     relative: ClassVar[bool] = False

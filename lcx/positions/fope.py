@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from lcx.domains import NonNegative, Seed
 from lcx.errors import ConfigError
 from lcx.lanes import FeatureMap, Lanes, Rotation, Sequence, phase, split_frequency
 from lcx.positions.rope import Rope
@@ -26,8 +27,8 @@ class Fope(Rope):
     layers (the authors draw for each). Checked against the authors' code.
     """
 
-    gain: float = 0.3
-    seed: int = 0
+    gain: NonNegative = 0.3
+    seed: Seed = 0
 
     structure: ClassVar[str] = "FIN"
     paper: ClassVar[str] = "arXiv:2412.17739"

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lcx import lanes as L
+from lcx.domains import Positive
 from lcx.layers import Dense
 from lcx.positions import Position
 from lcx.types import wide
@@ -23,7 +24,7 @@ class Fox(Position):
     T log-uniform between them; None starts b at 0 (f = 1/2).
     """
 
-    times: tuple[float, float] | None = None
+    times: tuple[Positive, Positive] | None = None
 
     structure: ClassVar[str] = "SEP"
     paper: ClassVar[str] = "arXiv:2503.02130"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lcx import lanes as L
+from lcx.domains import whole
 from lcx.errors import ConfigError
 from lcx.layers import Dense
 from lcx.positions import Position
@@ -26,7 +27,7 @@ class GrapeAp(Position):
     not relative. Checked against that code.
     """
 
-    dim: int = 8
+    dim: Annotated[int, whole(2)] = 8
 
     structure: ClassVar[str] = "PAIR"
     paper: ClassVar[str] = "arXiv:2512.07805"

@@ -7,6 +7,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
+from lcx.domains import Positive
 from lcx.lanes import Rotation, Sequence, split_frequency
 from lcx.positions.rope import Rope
 from lcx.types import wide
@@ -21,7 +22,7 @@ class GrapeM(Rope):
     models, against whose code this was checked, have these.
     """
 
-    scale: float = 16.0
+    scale: Positive = 16.0
 
     paper: ClassVar[str] = "arXiv:2512.07805"
     examples: ClassVar[tuple[dict, ...]] = ({},)

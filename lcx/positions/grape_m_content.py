@@ -12,6 +12,7 @@ import numpy as np
 from flax import struct
 
 from lcx import lanes as L
+from lcx.domains import Positive
 from lcx.layers import Dense
 from lcx.positions.rope import Rope
 from lcx.types import wide, wide_dtype
@@ -36,7 +37,7 @@ class GrapeMContent(Rope):
     softplus where it computes a sigmoid).
     """
 
-    scale: float = 16.0
+    scale: Positive = 16.0
 
     structure: ClassVar[str] = "PATH"
     paper: ClassVar[str] = "arXiv:2512.07805"

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from lcx.domains import Count
 from lcx.positions.rope import Rope
 
 
@@ -18,7 +19,7 @@ class Hope(Rope):
     The threshold is second-hand: two re-implementations agree, authors' code was not seen.
     """
 
-    original_length: int | None = None
+    original_length: Count | None = None
 
     paper: ClassVar[str] = "arXiv:2410.21216"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(original_length=40))

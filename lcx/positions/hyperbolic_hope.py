@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lcx import lanes as L
+from lcx.domains import real
 from lcx.errors import ConfigError
 from lcx.positions.rope import Rope
 from lcx.types import wide
@@ -32,7 +33,7 @@ class HyperbolicHope(Rope):
     equations 9 and 12 as they cite them, this was checked. No authors' code was found.
     """
 
-    excess: float = float(np.log1p(np.exp(0.5)))
+    excess: Annotated[float, real(0, 700, above=True)] = float(np.log1p(np.exp(0.5)))
     learned: bool = True
     interleaved: bool = True
 

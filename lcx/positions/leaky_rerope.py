@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from lcx.domains import Positive
 from lcx.errors import ConfigError
 from lcx.positions.rerope import Rerope
 
@@ -19,7 +20,7 @@ class LeakyRerope(Rerope):
     train_length/8 if None, the authors' code. Checked against bojone/rerope.
     """
 
-    leak: float = 16.0
+    leak: Positive = 16.0
 
     paper: ClassVar[str] = "https://kexue.fm/archives/9708"
     examples: ClassVar[tuple[dict, ...]] = (dict(window=4, leak=2.5), dict(leak=0.0625))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lcx.domains import Count, NonNegative
 from lcx.errors import TableEnd
 from lcx.lanes import Sequence, known
 from lcx.positions import Position
@@ -24,8 +25,8 @@ class Learned(Position):
     scale: initial deviation relative to the token embeddings (1 in GPT-2 and BERT).
     """
 
-    rows: int | None = None
-    scale: float = 1.0
+    rows: Count | None = None
+    scale: NonNegative = 1.0
 
     paper: ClassVar[str] = "arXiv:1810.04805"
     relative: ClassVar[bool] = False

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from lcx.domains import Count, Finite, NonNegative
 from lcx.lanes import Lanes, Sequence, Temperature
 from lcx.positions import Position
 from lcx.types import wide
@@ -22,9 +23,9 @@ class LengthTemperature(Position):
     dropped: gain 0.412 or 0.103 by model, power 1. original_length: L0, train_length if None.
     """
 
-    gain: float = 0.1
-    power: float = 2.0
-    original_length: int | None = None
+    gain: NonNegative = 0.1
+    power: Finite = 2.0
+    original_length: Count | None = None
 
     paper: ClassVar[str] = "arXiv:2309.00071"
     examples: ClassVar[tuple[dict, ...]] = (dict(original_length=8),)

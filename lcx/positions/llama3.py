@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from lcx.domains import Count, NonNegative, Positive
 from lcx.errors import ConfigError
 from lcx.positions.rope import Rope
 
@@ -20,10 +21,10 @@ class Llama3(Rope):
     Checked against "llama3" of transformers. (One public code has high_freq 32: another model.)
     """
 
-    factor: float = 8.0
-    low_freq: float = 1.0
-    high_freq: float = 4.0
-    original_length: int | None = None
+    factor: Positive = 8.0
+    low_freq: NonNegative = 1.0
+    high_freq: Positive = 4.0
+    original_length: Count | None = None
 
     paper: ClassVar[str] = "arXiv:2407.21783"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(original_length=100))

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
+from lcx.domains import Count, NonNegative
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Sequence, Temperature
 from lcx.positions import Position
@@ -21,8 +22,8 @@ class Llama4Temperature(Position):
     Checked against Llama-4 of transformers.
     """
 
-    scale: float = 0.1
-    floor: int = 8192
+    scale: NonNegative = 0.1
+    floor: Count = 8192
 
     paper: ClassVar[str] = "https://github.com/meta-llama/llama-models"
     examples: ClassVar[tuple[dict, ...]] = (dict(floor=4),)

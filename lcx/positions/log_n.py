@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lcx.domains import whole
 from lcx.lanes import Lanes, Sequence, Temperature
 from lcx.positions import Position
 from lcx.types import wide
@@ -25,7 +26,7 @@ class LogN(Position):
     """
 
     trained: bool = False
-    original_length: int | None = None
+    original_length: Annotated[int, whole(2)] | None = None
 
     examples: ClassVar[tuple[dict, ...]] = (dict(original_length=4), dict(trained=True))
     paper: ClassVar[str] = "https://kexue.fm/archives/8823"

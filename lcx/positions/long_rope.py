@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 
+from lcx.domains import Positive, whole
 from lcx.errors import ConfigError
 from lcx.lanes import Rotation, Sequence, split_frequency
 from lcx.positions.in_double import in_double, joined
@@ -27,12 +28,12 @@ class LongRope(Rope):
     dynamic lambda falls below 1 on short texts; its Mixed variant is `long_rope_mixed`.
     """
 
-    short: float | tuple[float, ...] = 1.0
-    long: float | tuple[float, ...] | None = None
-    factor: float = 4.0
-    original_length: int | None = None
+    short: Positive | tuple[Positive, ...] = 1.0
+    long: Positive | tuple[Positive, ...] | None = None
+    factor: Positive = 4.0
+    original_length: Annotated[int, whole(2)] | None = None
     dynamic: bool = False
-    attention_factor: float | None = None
+    attention_factor: Positive | None = None
 
     paper: ClassVar[str] = "arXiv:2402.13753"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(dynamic=True, original_length=8))

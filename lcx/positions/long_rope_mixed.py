@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from lcx.domains import Whole
 from lcx.errors import ConfigError
 from lcx.lanes import FeatureMap, Lanes, Rotation, Sequence, phase, split_frequency
 from lcx.ops import endpoint
@@ -22,7 +23,7 @@ class LongRopeMixed(LongRope):
     by different ladders: not relative. Half-split pairs only. Checked against microsoft/LongRoPE.
     """
 
-    start: int = 4
+    start: Whole = 4
 
     structure: ClassVar[str] = "FIN"
     relative: ClassVar[bool] = False

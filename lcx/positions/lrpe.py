@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lcx import lanes as L
+from lcx.domains import AtLeastOne
 from lcx.positions import Position
 from lcx.positions.rope import ladder
 from lcx.types import wide
@@ -25,7 +26,7 @@ class Lrpe(Position):
     the first author's code (github.com/Doraemonzzz/xmixers, lrpe_type 3).
     """
 
-    base: float = 10000.0
+    base: AtLeastOne = 10000.0
 
     structure: ClassVar[str] = "FIN"
     paper: ClassVar[str] = "arXiv:2307.09270"

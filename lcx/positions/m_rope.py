@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from lcx.domains import Whole
 from lcx.errors import ConfigError, did_you_mean
 from lcx.lanes import Rotation, Sequence
 from lcx.positions.rope import Rope
@@ -19,7 +20,7 @@ class MRope(Rope):
     arXiv:2507.08801), with no sections. Text has equal ids or one axis: RoPE.
     """
 
-    sections: tuple[int, ...] | None = None
+    sections: tuple[Whole, ...] | None = None
     arrangement: str = "chunked"
 
     paper: ClassVar[str] = "arXiv:2409.12191"

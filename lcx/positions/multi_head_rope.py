@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lcx import lanes as L
+from lcx.domains import Whole
 from lcx.errors import ConfigError
 from lcx.positions.rope import Rope
 
@@ -23,7 +24,7 @@ class MultiHeadRope(Rope):
     (github.com/JJJYmmm/Multimodal-RoPEs).
     """
 
-    heads: tuple[int, ...] | None = None
+    heads: tuple[Whole, ...] | None = None
 
     paper: ClassVar[str] = "arXiv:2510.23095"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(heads=(0, 1)))

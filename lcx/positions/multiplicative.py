@@ -7,6 +7,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 
+from lcx.domains import Count, NonNegative
 from lcx.lanes import Sequence
 from lcx.positions import Position
 from lcx.positions.learned import look_up
@@ -21,8 +22,8 @@ class Multiplicative(Position):
     survey, known here second-hand.
     """
 
-    rows: int | None = None
-    scale: float = 0.02
+    rows: Count | None = None
+    scale: NonNegative = 0.02
 
     paper: ClassVar[str] = "https://kexue.fm/archives/8130"
     relative: ClassVar[bool] = False

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from lcx.domains import Positive
 from lcx.errors import ConfigError
 from lcx.positions.rope import Rope, ladder
 
@@ -17,7 +18,7 @@ class Ntk(Rope):
     factor: length wanted / length trained on; 1 is RoPE.
     """
 
-    factor: float = 4.0
+    factor: Positive = 4.0
 
     paper: ClassVar[str] = "arXiv:2309.00071"
     examples: ClassVar[tuple[dict, ...]] = ({},)

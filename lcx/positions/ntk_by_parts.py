@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from lcx.domains import Base, Count, Positive
 from lcx.positions.ntk import exponent
 from lcx.positions.rope import Rope, ladder
 from lcx.positions.yarn import ends, ramp
@@ -21,10 +22,11 @@ class NtkByParts(Rope):
     Checked against jquesnelle/yarn (LlamaPartNTKScaledRotaryEmbedding.py).
     """
 
-    factor: float = 4.0
-    original_length: int | None = None
-    interpolated: tuple[float, float] = (1.25, 0.75)
-    kept: tuple[float, float] = (16.0, 2.0)
+    base: Base = 10000.0
+    factor: Positive = 4.0
+    original_length: Count | None = None
+    interpolated: tuple[Positive, Positive] = (1.25, 0.75)
+    kept: tuple[Positive, Positive] = (16.0, 2.0)
 
     paper: ClassVar[str] = "https://github.com/jquesnelle/yarn"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(original_length=1000))

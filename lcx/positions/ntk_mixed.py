@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from lcx.domains import NonNegative, Positive
 from lcx.positions.rope import Rope
 
 
@@ -18,8 +19,8 @@ class NtkMixed(Rope):
     Best with log_n beside it. Checked against bojone/rerope (ntk_patch.py).
     """
 
-    factor: float = 4.0
-    exponent: float = 0.625
+    factor: Positive = 4.0
+    exponent: NonNegative = 0.625
 
     paper: ClassVar[str] = "https://kexue.fm/archives/9706"
     examples: ClassVar[tuple[dict, ...]] = ({},)

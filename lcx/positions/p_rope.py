@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from lcx.domains import Fraction, Positive
 from lcx.errors import ConfigError
 from lcx.positions.rope import Rope
 
@@ -18,8 +19,8 @@ class PRope(Rope):
     spreads all timescales over fewer channels. Checked against "proportional" of transformers.
     """
 
-    proportion: float = 0.75
-    factor: float = 1.0
+    proportion: Fraction = 0.75
+    factor: Positive = 1.0
 
     paper: ClassVar[str] = "arXiv:2410.06205"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(proportion=0.5, factor=2.0))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lcx import lanes as L
+from lcx.domains import Count
 from lcx.layers import Dense
 from lcx.ops import conv
 from lcx.positions import Position
@@ -26,8 +27,8 @@ class Path(Position):
     convolution reads, None for no convolution.
     """
 
-    rank: int | None = 32
-    window: int | None = 3
+    rank: Count | None = 32
+    window: Count | None = 3
 
     structure: ClassVar[str] = "PATH"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(rank=None, window=None))

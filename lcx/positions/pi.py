@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from lcx.domains import Positive
 from lcx.errors import ConfigError
 from lcx.positions.rope import Rope
 
@@ -16,7 +17,7 @@ class Pi(Rope):
     factor: length wanted / length trained on; 1 is RoPE.
     """
 
-    factor: float = 4.0
+    factor: Positive = 4.0
 
     paper: ClassVar[str] = "arXiv:2306.15595"
     examples: ClassVar[tuple[dict, ...]] = ({},)

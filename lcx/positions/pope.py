@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lcx import lanes as L
+from lcx.domains import AtLeastOne
 from lcx.positions import Position
 from lcx.weights import free
 
@@ -23,7 +24,7 @@ class Pope(Position):
     third-party port (x-transformers), as the specification records it.
     """
 
-    base: float = 10000.0
+    base: AtLeastOne = 10000.0
 
     structure: ClassVar[str] = "FIN"
     paper: ClassVar[str] = "arXiv:2509.10534"

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lcx.domains import Count, Ids
 from lcx.errors import ConfigError
 from lcx.lanes import Sequence
 from lcx.positions import DataTransform, Position, moved_ids
@@ -29,8 +30,8 @@ class Pose(Position):
     (github.com/dwzhu-pku/PoSE), where text is 5 and rows are documents cut at 5 n.
     """
 
-    max_length: int | None = None
-    text: int = 5
+    max_length: Ids | None = None
+    text: Count = 5
 
     paper: ClassVar[str] = "arXiv:2309.10400"
 

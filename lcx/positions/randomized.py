@@ -7,6 +7,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Ids
 from lcx.errors import ConfigError, did_you_mean
 from lcx.lanes import Sequence
 from lcx.positions import Position
@@ -22,7 +23,7 @@ class Randomized(Position):
     the ids; "expected" gives token k = 1,2,... of a request told n tokens the mean of the k-th id.
     """
 
-    max_length: int | None = None
+    max_length: Ids | None = None
     evaluation: str = "plain"
 
     paper: ClassVar[str] = "arXiv:2305.16843"

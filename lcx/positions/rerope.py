@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from lcx.domains import Whole
 from lcx.lanes import Lanes, Piecewise, Sequence
 from lcx.positions.rope import Rope
 
@@ -22,7 +23,7 @@ class Rerope(Rope):
     no causal mask.
     """
 
-    window: int | None = None
+    window: Whole | None = None
 
     structure: ClassVar[str] = "PW"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(window=5))

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from lcx.domains import Positive
 from lcx.positions.yarn import Yarn
 
 
@@ -17,7 +18,7 @@ class Resonance(Yarn):
     all of YaRN's options. Checked against sheryc/resonance_rope, which rounds after scaling.
     """
 
-    factor: float = 1.0
+    factor: Positive = 1.0
 
     paper: ClassVar[str] = "arXiv:2403.00071"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(factor=4.0))

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import numpy as np
 
+from lcx.domains import AtLeastOne, PositiveFraction
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Rotation, Sequence, split_frequency
 from lcx.positions import Position
@@ -20,8 +21,8 @@ class Rope(Position):
     instead of half-split (m,m+d/2) (GPT-NeoX, Llama): the same up to a permutation of weights.
     """
 
-    base: float = 10000.0
-    fraction: float = 1.0
+    base: AtLeastOne = 10000.0
+    fraction: PositiveFraction = 1.0
     interleaved: bool = False
 
     structure: ClassVar[str] = "GRP"

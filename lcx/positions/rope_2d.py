@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from lcx.domains import Whole
 from lcx.errors import ConfigError
 from lcx.lanes import Rotation, Sequence
 from lcx.positions.rope import Rope, ladder
@@ -21,7 +22,7 @@ class Rope2d(Rope):
     Checked against the vision rotary embedding of Qwen2-VL in transformers.
     """
 
-    sections: tuple[int, ...] | None = None
+    sections: tuple[Whole, ...] | None = None
 
     axes: ClassVar[int] = 2
     paper: ClassVar[str] = "arXiv:2403.13298"

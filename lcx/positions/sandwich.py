@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lcx.domains import AtLeastOne, NonNegative, whole
 from lcx.lanes import Lanes, Rotation, Sequence, Toeplitz, phase, split_frequency
 from lcx.positions import Position
 from lcx.types import wide
@@ -25,9 +26,9 @@ class Sandwich(Position):
     listing of the division was not. Without it the bias, up to dim/2, drowns the content at first.
     """
 
-    scale: float = 1.0
-    dim: int = 128
-    base: float = 10000.0
+    scale: NonNegative = 1.0
+    dim: Annotated[int, whole(2)] = 128
+    base: AtLeastOne = 10000.0
     centred: bool = False
     compress: bool = False
 

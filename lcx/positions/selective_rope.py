@@ -10,6 +10,7 @@ import numpy as np
 from flax import struct
 
 from lcx import lanes as L
+from lcx.domains import AtLeastOne, Count
 from lcx.layers import Dense
 from lcx.ops import conv
 from lcx.positions.rope import Rope
@@ -35,9 +36,9 @@ class SelectiveRope(Rope):
     are off there and left out here.
     """
 
-    base: float = 500000.0
-    rank: int = 16
-    window: int = 4
+    base: AtLeastOne = 500000.0
+    rank: Count = 16
+    window: Count = 4
 
     structure: ClassVar[str] = "PATH"
     paper: ClassVar[str] = "arXiv:2511.17388"

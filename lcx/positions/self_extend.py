@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
+from lcx.domains import Count
 from lcx.errors import ConfigError
 from lcx.positions.rerope import Rerope
 from lcx.types import wide
@@ -22,7 +23,7 @@ class SelfExtend(Rerope):
     divide w/g without the floor, so that their prefill and decode disagree unless g divides w.
     """
 
-    group: int = 8
+    group: Count = 8
 
     paper: ClassVar[str] = "arXiv:2401.01325"
     examples: ClassVar[tuple[dict, ...]] = (dict(window=6, group=4), dict(group=2))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import whole
 from lcx.lanes import Sequence
 from lcx.positions import Position
 from lcx.types import wide
@@ -21,8 +22,8 @@ class Shape(Position):
     authors' code (github.com/butsugiri/shape, read) adds max_shift.
     """
 
-    max_shift: int = 500
-    evaluation_shift: int = 0
+    max_shift: Annotated[int, whole(0, 2**24)] = 500
+    evaluation_shift: Annotated[int, whole(0, 2**24)] = 0
 
     paper: ClassVar[str] = "arXiv:2109.05644"
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
+from lcx.domains import Whole
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Pairwise, Sequence, Tile, ValueTable
 from lcx.positions import Position
@@ -23,7 +24,7 @@ class Shaw(Position):
     its own size refuses it).
     """
 
-    clip: int = 16
+    clip: Whole = 16
     values: bool = False
 
     structure: ClassVar[str] = "PAIR"

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from lcx.domains import Positive, Whole
 from lcx.errors import ConfigError
 from lcx.lanes import Rotation, Sequence
 from lcx.positions.rerope import Rerope
@@ -22,8 +23,8 @@ class ShiftedRope(Rerope):
     HKUNLP/STRING. (Another STRING, separable translation-invariant encodings, shares the name.)
     """
 
-    local: int | None = None
-    attention_factor: float = 1.0
+    local: Whole | None = None
+    attention_factor: Positive = 1.0
 
     paper: ClassVar[str] = "arXiv:2410.18745"
     examples: ClassVar[tuple[dict, ...]] = ({}, dict(window=6, local=2, attention_factor=1.07))

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import AtLeastOne
 from lcx.errors import ConfigError
 from lcx.lanes import Rotation, Sequence, phase, split_frequency
 from lcx.positions import Position
@@ -21,7 +22,7 @@ class Sinusoidal(Position):
     paper; else all sines, then all cosines (Transformer-XL): a permutation of channels apart.
     """
 
-    base: float = 10000.0
+    base: AtLeastOne = 10000.0
     interleaved: bool = True
 
     paper: ClassVar[str] = "arXiv:1706.03762"

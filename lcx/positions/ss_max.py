@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax.numpy as jnp
 
+from lcx.domains import Finite
 from lcx.lanes import Lanes, Sequence, Temperature
 from lcx.positions import Position
 from lcx.positions.log_n import keys_seen
@@ -22,7 +23,7 @@ class SsMax(Position):
     second-hand (authors' code was not seen; the paper draws its figure with 0.43).
     """
 
-    start: float = 0.168
+    start: Finite = 0.168
     bias: bool = False
 
     paper: ClassVar[str] = "arXiv:2501.19399"

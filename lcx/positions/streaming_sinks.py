@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from lcx.domains import Count, Whole
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Piecewise, Rowwise, Sequence
 from lcx.positions.rerope import same
@@ -28,8 +29,8 @@ class StreamingSinks(Rope):
     (evict_for_space; its perplexity script evicts after the step, so that it sees one more).
     """
 
-    sinks: int = 4
-    recent: int | None = None
+    sinks: Whole = 4
+    recent: Count | None = None
 
     structure: ClassVar[str] = "PW"
     relative: ClassVar[bool] = False  # the sinks are the ids 0, 1, ...

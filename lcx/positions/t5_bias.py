@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from lcx.domains import Count, whole
 from lcx.errors import ConfigError
 from lcx.lanes import EventuallyConstant, Lanes, Sequence
 from lcx.positions import Position
@@ -23,8 +24,8 @@ class T5Bias(Position):
     direction has half of the buckets. T5 shares one table among all layers (share_position).
     """
 
-    num_buckets: int = 32
-    max_distance: int = 128
+    num_buckets: Annotated[int, whole(2)] = 32
+    max_distance: Count = 128
 
     structure: ClassVar[str] = "EVC"
     examples: ClassVar[tuple[dict, ...]] = (dict(num_buckets=8, max_distance=10),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lcx import lanes as L
+from lcx.domains import AtLeastOne
 from lcx.positions import Position
 from lcx.positions.rope import ladder
 from lcx.types import precise, wide
@@ -25,7 +26,7 @@ class TransformerXl(Position):
     formed: the sinusoid of a difference is a rotation of W^T (q + v).
     """
 
-    base: float = 10000.0
+    base: AtLeastOne = 10000.0
 
     structure: ClassVar[str] = "PAIR"
     paper: ClassVar[str] = "arXiv:1901.02860"

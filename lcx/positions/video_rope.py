@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from lcx.domains import Whole
 from lcx.errors import ConfigError
 from lcx.lanes import Rotation, Sequence
 from lcx.positions.rope import Rope
@@ -20,7 +21,7 @@ class VideoRope(Rope):
     authors' layout (github.com/Wiselnn570/VideoRoPE: 16, 24, 24).
     """
 
-    time_pairs: int | None = None
+    time_pairs: Whole | None = None
 
     paper: ClassVar[str] = "arXiv:2502.05173"
     examples: ClassVar[tuple[dict, ...]] = ({},)

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 
 from lcx import lanes as L
+from lcx.domains import Finite
 from lcx.layers import Dense
 from lcx.positions import Position
 from lcx.types import wide
@@ -22,7 +23,7 @@ class Wall(Position):
     naive form) has them per query head, which is the same without grouped queries.
     """
 
-    gate_bias: float = 8.0
+    gate_bias: Finite = 8.0
 
     structure: ClassVar[str] = "PATH"
     paper: ClassVar[str] = "https://github.com/fla-org/flash-linear-attention"

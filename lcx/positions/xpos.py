@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lcx import lanes as L
+from lcx.domains import Positive
 from lcx.errors import ConfigError
 from lcx.positions.rope import Rope
 
@@ -23,8 +24,8 @@ class Xpos(Rope):
     mixer it is a constant gate per pair. Checked against the formula of torchscale.
     """
 
-    gamma: float = 0.4
-    scale: float = 512.0
+    gamma: Positive = 0.4
+    scale: Positive = 512.0
     interleaved: bool = True
 
     paper: ClassVar[str] = "arXiv:2212.10554"

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from lcx.domains import AtLeastOne, Base, Count, NonNegative, Positive
 from lcx.errors import ConfigError
 from lcx.lanes import Lanes, Rotation, Sequence, Temperature
 from lcx.positions.rope import Rope
@@ -29,15 +30,16 @@ class Yarn(Rope):
     Checked against transformers ("yarn" in all its options, and DeepSeek-V3's softmax scale).
     """
 
-    factor: float = 4.0
-    original_length: int | None = None
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
+    base: Base = 10000.0
+    factor: AtLeastOne = 4.0
+    original_length: Count | None = None
+    beta_fast: Positive = 32.0
+    beta_slow: Positive = 1.0
     truncate: bool = True
-    attention_factor: float | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    softmax_mscale: float | None = None
+    attention_factor: Positive | None = None
+    mscale: NonNegative | None = None
+    mscale_all_dim: NonNegative | None = None
+    softmax_mscale: NonNegative | None = None
 
     paper: ClassVar[str] = "arXiv:2309.00071"
     examples: ClassVar[tuple[dict, ...]] = (

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from lcx import sharding
+from lcx.domains import Count, NonNegative, PositiveFraction, Seed, checked
 from lcx.errors import ConfigError
 from lcx.model.decode import decoder_of
 from lcx.ops.attention import api as attention
@@ -17,8 +18,9 @@ from lcx.study.restore import Run
 
 log = logging.getLogger("lcx.study")
 
-def generate(run: Run, prompt: str, tokens: int, *, temperature: float = 0.0, top_p: float = 1.0,
-             seed: int = 0) -> Iterator[tuple[int, str]]:
+@checked
+def generate(run: Run, prompt: str, tokens: Count, *, temperature: NonNegative = 0.0,
+             top_p: PositiveFraction = 1.0, seed: Seed = 0) -> Iterator[tuple[int, str]]:
     """Continue a text by `tokens` tokens: (id, the text that it completes) each, as they come.
 
     A token that ends inside a character has an empty text; what is no UTF-8 in the end is shown as

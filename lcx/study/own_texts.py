@@ -12,6 +12,7 @@ import numpy as np
 
 from lcx import sharding
 from lcx.data import EvaluationDocument
+from lcx.domains import Count, Seed, checked, fit
 from lcx.errors import ConfigError, DataError
 from lcx.eval.ladder import out_of_memory
 from lcx.eval.lengths import contexts
@@ -26,9 +27,10 @@ COLUMNS = ("context", "bpb", "low", "high", "perplexity", "gap", "gap_low", "gap
            "documents", "tokens", "status")
 
 
-def score(run: Run, documents: Any, lengths: Iterable[int] | None = None, *, targets: int = 256,
-          block: int | None = None, seed: int = 0, batch_tokens: int = 16_384,
-          chunk: int | None = None, resamples: int = 10_000) -> Any:
+@checked
+def score(run: Run, documents: Any, lengths: Iterable[int] | None = None, *, targets: Count = 256,
+          block: Count | None = None, seed: Seed = 0, batch_tokens: Count = 16_384,
+          chunk: Count | None = None, resamples: Count = 10_000) -> Any:
     """bpb and perplexity (per token) of the same target tokens by context, as a pandas frame.
 
     documents: a text (str), a file (Path), a list of these, or a dict of names to these.
@@ -47,7 +49,7 @@ def score(run: Run, documents: Any, lengths: Iterable[int] | None = None, *, tar
     length = run.config.experiment.data.train_length
     block = block or max(1, length // 4)
     texts = _documents(documents, run.tokenizer)
-    asked = None if lengths is None else list(lengths)
+    asked = None if lengths is None else [fit(c, Count, "lengths") for c in lengths]
     ladder = contexts(length, run.config.experiment.eval.max_factor)
     wanted = _reachable(asked, ladder, texts, block)
     chosen = choose(texts, block=block, reach=wanted[-1], count=targets, seed=seed)
@@ -107,7 +109,7 @@ def _reachable(asked: Sequence[int] | None, ladder: Sequence[int],
     longest = max(len(text.tokens) for text in texts)
     if asked is None:
         wanted, needed = [c for c in ladder if c + block <= longest], ladder[0] + block
-    elif not asked or min(asked) < 1:
+    elif not asked:
         raise ConfigError(f"lengths={asked}: name one or more positive numbers of tokens")
     else:
         needed = max(asked) + block

@@ -13,10 +13,11 @@ from ml_collections import ConfigDict
 
 from lcx import data as data_library
 from lcx import sharding
-from lcx.config import apply
+from lcx.config import apply, canonical_json, validate
 from lcx.errors import ConfigError, did_you_mean
 from lcx.eval import exact
 from lcx.eval.lengths import contexts
+from lcx.lanes import sequence
 from lcx.model import build_model, has_position_parameters
 from lcx.model.reach import reach_of
 from lcx.ops.attention import api as attention
@@ -25,24 +26,18 @@ from lcx.study.start import source_of
 from lcx.study.under import variants
 from lcx.train import checkpoint, trackers
 
-POSITIVE = ("experiment.model.width", "experiment.model.depth", "experiment.data.train_length",
-            "experiment.data.batch_size", "experiment.train.steps", "experiment.train.accumulate",
-            "experiment.eval.max_factor", "experiment.eval.targets", "experiment.eval.resamples",
-            "experiment.eval.batch_tokens", "runtime.log_every", "runtime.checkpoint_every")
 UNASKED = ("documents", "shuffled_prefix")  # by the ladder of a task
+_TRACED: set[Any] = set()  # models that `check` has seen traced
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def check(config: ConfigDict, *, training: bool = True) -> None:
-    """Everything that needs neither data nor a compiler: mesh, batch, ladder, scheme on mixer.
+    """All that needs neither data nor a compiler: domains, mesh, batch, ladder, scheme on mixer.
 
     training: with what only training needs, the share of a batch on each device and the trackers.
     Raises ConfigError, Refusal or Unimplemented.
     """
-    for path in POSITIVE:
-        section, key = path.rsplit(".", 1)
-        if (value := _get(config, section)[key]) < 1:
-            raise ConfigError(f"{path} must be 1 or more, got {value}")
+    validate(config)
     experiment = config.experiment
     mesh = sharding.make_mesh(**config.runtime.mesh)
     ways = sharding.batch_ways(mesh) * experiment.train.accumulate
@@ -60,9 +55,6 @@ def check(config: ConfigDict, *, training: bool = True) -> None:
                           + did_you_mean(experiment.model.dtype, DTYPES))
     if training:
         trackers.check(config.runtime.trackers)
-    if experiment.eval.every < 0:
-        raise ConfigError("experiment.eval.every counts steps; 0 is never, "
-                          f"got {experiment.eval.every}")
     with attention.backend(config.runtime.backend):
         model = model_of(apply(config, {
             "experiment.model.vocab_size": experiment.model.vocab_size or 256}))
@@ -70,8 +62,28 @@ def check(config: ConfigDict, *, training: bool = True) -> None:
         if experiment.model.share_position and not has_position_parameters(model):
             raise ConfigError("experiment.model.share_position: no scheme of this model has "
                               "parameters that layers could share; leave it out")
+        _trace(model, canonical_json(experiment.model), experiment.data.train_length,
+               config.runtime.backend)
     for variant in variants(config):
         check(variant, training=training)
+
+
+def _trace(model: nn.Module, *key: Any) -> None:
+    """See the model once by its shapes alone: what its layers refuse while they are traced.
+
+    Seeds and learning rates share a model, so that a sweep traces each of its models once.
+    """
+    if key not in _TRACED:
+        length = model.train_length
+        tokens = jax.ShapeDtypeStruct((1, length), "int32")
+        jax.eval_shape(model.init, jax.random.key(0), tokens, sequence(1, length))
+        _TRACED.add(key)
+
+
+def lengths_of(config: ConfigDict) -> list[int]:
+    """The lengths of the config's ladder, ascending."""
+    of = contexts if config.experiment.data.task is None else exact.lengths
+    return list(of(config.experiment.data.train_length, config.experiment.eval.max_factor))
 
 
 def check_data(config: ConfigDict) -> None:
@@ -124,6 +136,14 @@ def _(data: data_library.Data, config: ConfigDict) -> None:
     if data.packing.segments:  # ids start again with each document
         longest = min(longest, int(data.splits["train"].lengths.max()))
     _check_tables(config, data.vocab_size, longest)
+    experiment = config.experiment
+    if (epochs := experiment.data.epochs) is not None:
+        held = epochs * len(data.plan) // experiment.data.batch_size
+        if held < experiment.train.steps:
+            raise ConfigError(
+                f"experiment.data.epochs={epochs} of {len(data.plan)} rows hold {held} batches of "
+                f"{experiment.data.batch_size}, fewer than experiment.train.steps="
+                f"{experiment.train.steps}; lower steps, raise epochs or leave it None")
 
 
 @check_reach.register
@@ -162,8 +182,3 @@ def use_compile_cache(config: ConfigDict) -> None:
         jax.config.update("jax_compilation_cache_dir", where)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
-
-def _get(config: ConfigDict, path: str) -> ConfigDict:
-    for key in path.split("."):
-        config = config[key]
-    return config

@@ -10,10 +10,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lcx.config import apply, load, load_space, parse_override, run_id, settled, validate
+from lcx.domains import Count, Positive, checked
 from lcx.errors import ConfigError
 from lcx.labels import show
 from lcx.study import describe, records
+from lcx.study.preflight import lengths_of
 from lcx.study.run_folder import folder_of
 from lcx.study.status import locked
 from lcx.study.sweep import Member, members_of, sweep
@@ -29,8 +33,9 @@ class Trial:
     value: float | None
 
 
-def search(spec: str, overrides: Iterable[str] = (), *, trials: int, metric: str = "bpb",
-           length: int | None = None, old: str = "refuse", timeout: float | None = None,
+@checked
+def search(spec: str, overrides: Iterable[str] = (), *, trials: Count, metric: str = "bpb",
+           length: Count | None = None, old: str = "refuse", timeout: Positive | None = None,
            command: str = "", say: Callable[[str], None] = show) -> list[Trial]:
     """Run trials until `trials` of them are done, those of earlier calls counted; best first.
 
@@ -47,6 +52,9 @@ def search(spec: str, overrides: Iterable[str] = (), *, trials: int, metric: str
     base, start = load(spec, overrides), load(spec)
     experiment = base.experiment
     length = length or experiment.data.train_length * experiment.eval.max_factor
+    if length not in (rungs := lengths_of(base)):
+        raise ConfigError(f"--length {length} is none of the ladder's: "
+                          + ", ".join(map(str, rungs)))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     root = folder_of(base).parent
     root.mkdir(parents=True, exist_ok=True)
@@ -61,7 +69,8 @@ def search(spec: str, overrides: Iterable[str] = (), *, trials: int, metric: str
         members: dict[str, Member] = {}
         while (number := len(_told(study))) < trials:
             # Another seed after each call, or a search that goes on would propose the same again.
-            study.sampler = optuna.samplers.TPESampler(seed=experiment.seed + len(study.trials))
+            study.sampler = optuna.samplers.TPESampler(
+                seed=spread(experiment.seed, len(study.trials)))
             trial = study.ask()
             proposed = dict(space(trial))
             config = settled(validate(apply(
@@ -81,6 +90,11 @@ def search(spec: str, overrides: Iterable[str] = (), *, trials: int, metric: str
     found = [Trial(t.number, json.loads(t.user_attrs["overrides"]), t.user_attrs["run"],
                    t.value if math.isfinite(t.value) else None) for t in _told(study)]
     return sorted(found, key=lambda t: (t.value is None, t.value or 0.0, t.number))
+
+
+def spread(seed: int, number: int) -> int:
+    """A sampler's seed for a trial; added, trial n of seed 1 would be trial n + 1 of seed 0."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def _told(study: Any) -> list[Any]:

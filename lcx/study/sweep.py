@@ -15,6 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lcx.config import assign, code_version, load_sweep, run_id
+from lcx.domains import Count, Positive, checked
 from lcx.errors import ConfigError
 from lcx.labels import show
 from lcx.study import describe
@@ -67,7 +68,9 @@ def members_of(configs: Iterable[ConfigDict]) -> list[Member]:
                    folder_of(config), known[own].label()) for config, own in facts]
 
 
-def sweep(members: Sequence[Member], *, jobs: int | None = None, timeout: float | None = None,
+@checked
+def sweep(members: Sequence[Member], *, jobs: Count | None = None,
+          timeout: Positive | None = None,
           old: str = "refuse", command: str = "", say: Callable[[str], None] = show) -> bool:
     """Run each member in a process of its own, `jobs` at a time; True where all finished.
 

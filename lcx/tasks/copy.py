@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
+from lcx.domains import Count, whole
 from lcx.errors import ConfigError
 from lcx.tasks import Rows
 
@@ -21,8 +23,8 @@ class Copy:
     uniform in shortest .. T // 2, row by row (None: always T // 2); a test is always at T // 2.
     """
 
-    vocab_size: int = 32
-    shortest: int | None = None
+    vocab_size: Annotated[int, whole(3)] = 32
+    shortest: Count | None = None
 
     @property
     def chance(self) -> float:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
+from lcx.domains import Count, Positive, whole
 from lcx.errors import ConfigError
 from lcx.tasks import Rows
 
@@ -27,9 +29,9 @@ class Mqar:
     mixer rightly remembers).
     """
 
-    vocab_size: int = 256
-    pairs: int = 8
-    power: float = 0.01
+    vocab_size: Annotated[int, whole(4)] = 256
+    pairs: Count = 8
+    power: Positive = 0.01
     filler: bool = True
 
     @property

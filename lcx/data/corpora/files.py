@@ -13,6 +13,7 @@ from typing import Any
 
 from lcx.data.documents import Document, Skip, check_policy
 from lcx.data.survey import content_of
+from lcx.domains import Size
 from lcx.errors import ConfigError, DataError
 
 BLOCK = 1 << 20
@@ -37,7 +38,7 @@ class Files:
     exclude: Sequence[str] = ()
     separator: str | None = None
     on_bad: str = "raise"
-    max_bytes: int = 256 << 20
+    max_bytes: Size = 256 << 20
     content: str = ""
 
     def __post_init__(self):

@@ -7,11 +7,12 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from lcx.data import store
+from lcx.domains import Count, whole
 from lcx.errors import ConfigError, DataError
 
 FILE = "tokenizer.json"
@@ -30,8 +31,8 @@ class Bpe:
     """
 
     path: str | None = None
-    vocab_size: int = 4096
-    min_frequency: int = 2
+    vocab_size: Annotated[int, whole(256)] = 4096
+    min_frequency: Count = 2
     content: str = ""
     _json: str = field(default="", init=False, repr=False)
     _tokenizer: Any = field(default=None, init=False, repr=False)

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Count
 from lcx.errors import ConfigError
 from lcx.weights import free, matrix
 
@@ -21,8 +22,8 @@ class BlockDiagonal(nn.Module):
 
     width: int
     output_scale: float = 1.0
-    hidden: int | None = None
-    num_blocks: int = 4
+    hidden: Count | None = None
+    num_blocks: Count = 4
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

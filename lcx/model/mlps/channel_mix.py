@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lcx.domains import Count, NonNegative, Whole, in_depth
 from lcx.lanes import Sequence
 from lcx.layers import Dense, token_before
 from lcx.model.mlps import StreamedMlp
@@ -33,11 +34,11 @@ class ChannelMix(StreamedMlp):
 
     width: int
     output_scale: float = 1.0
-    hidden: int | None = None
+    hidden: Count | None = None
     gated: bool = True
-    layer: int = 0
-    num_layers: int = 1
-    power: float = 1.0
+    layer: Whole = 0
+    num_layers: Count = 1
+    power: NonNegative = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array, seq: Sequence, state: Any = None) -> tuple[jax.Array, Any]:
@@ -56,7 +57,7 @@ class ChannelMix(StreamedMlp):
         return conv.init_state(batch, 2, self.width, dtype)
 
     def _blend(self, key, shape, dtype=jnp.float32):
-        left = (1 - self.layer / self.num_layers) ** self.power
+        left = (1 - in_depth(self.layer, self.num_layers)) ** self.power
         return jnp.broadcast_to(1 - (np.arange(self.width) / self.width) ** left, shape).astype(
             dtype)
 

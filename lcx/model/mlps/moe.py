@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Count, NonNegative, Whole
 from lcx.errors import ConfigError
 from lcx.layers import Dense
 from lcx.model.mlps import CountingMlp
@@ -33,12 +34,12 @@ class Moe(CountingMlp):
 
     width: int
     output_scale: float = 1.0
-    num_experts: int = 8
-    top_k: int = 2
-    num_shared: int = 0
-    hidden: int | None = None
+    num_experts: Count = 8
+    top_k: Count = 2
+    num_shared: Whole = 0
+    hidden: Count | None = None
     normalise: bool = True
-    balance: float = 0.01
+    balance: NonNegative = 0.01
 
     @nn.compact
     def __call__(self, x: jax.Array, counted: jax.Array | None = None) -> jax.Array:

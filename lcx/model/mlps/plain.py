@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
+from lcx.domains import Count
 from lcx.layers import Dense
 
 
@@ -13,7 +14,7 @@ class Plain(nn.Module):
 
     width: int
     output_scale: float = 1.0
-    hidden: int | None = None
+    hidden: Count | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -7,16 +7,18 @@ from typing import Any
 
 import optax
 
+from lcx.domains import BelowOne, NonNegative, Positive
+
 
 @dataclasses.dataclass(frozen=True)
 class Adamw:
     """AdamW; `weight_decay` is multiplied by the learning rate, as in the paper and in optax."""
 
-    learning_rate: float = 1e-3
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
+    learning_rate: NonNegative = 1e-3
+    b1: BelowOne = 0.9
+    b2: BelowOne = 0.95
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.1
 
     def direction(self, decay: Any) -> optax.GradientTransformation:
         return optax.chain(

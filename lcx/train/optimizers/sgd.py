@@ -7,15 +7,17 @@ from typing import Any
 
 import optax
 
+from lcx.domains import BelowOne, NonNegative
+
 
 @dataclasses.dataclass(frozen=True)
 class Sgd:
     """SGD; its update is linear in the gradient, so sharding changes it by rounding only."""
 
-    learning_rate: float = 0.1
-    momentum: float = 0.0
+    learning_rate: NonNegative = 0.1
+    momentum: BelowOne = 0.0
     nesterov: bool = False
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
 
     def direction(self, decay: Any) -> optax.GradientTransformation:
         return optax.chain(

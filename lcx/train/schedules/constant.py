@@ -7,12 +7,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Fraction
+
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
     """Factor 1, after rising linearly over the fraction `warmup` of the run."""
 
-    warmup: float = 0.0
+    warmup: Fraction = 0.0
 
     def __call__(self, step: jax.Array, steps: jax.Array) -> jax.Array:
         return rise(step, steps, self.warmup)

@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Fraction
 from lcx.train.schedules.constant import rise
 
 
@@ -14,8 +15,8 @@ from lcx.train.schedules.constant import rise
 class WarmupCosine:
     """Rises over the fraction `warmup` of the run, then falls to `final` times the peak."""
 
-    warmup: float = 0.05
-    final: float = 0.1
+    warmup: Fraction = 0.05
+    final: Fraction = 0.1
 
     def __call__(self, step: jax.Array, steps: jax.Array) -> jax.Array:
         start = self.warmup * steps

@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from lcx.domains import Fraction
 from lcx.train.schedules.constant import rise
 
 
@@ -14,9 +15,9 @@ from lcx.train.schedules.constant import rise
 class Wsd:
     """Rises over `warmup`, stays, and falls to `final` over the last fraction `decay`."""
 
-    warmup: float = 0.05
-    decay: float = 0.2
-    final: float = 0.0
+    warmup: Fraction = 0.05
+    decay: Fraction = 0.2
+    final: Fraction = 0.0
 
     def __call__(self, step: jax.Array, steps: jax.Array) -> jax.Array:
         length = jnp.maximum(self.decay * steps, 1.0)
