@@ -210,7 +210,8 @@ def test_an_expansion_that_leaves_no_channel_is_refused(mixer):
 
 
 @pytest.mark.parametrize("change", [
-    {"experiment.model.mixer": dict(name="rwkv4", layer=3, num_layers=3)},
+    {"experiment.model.mixer": dict(name="rwkv4", layer=3, num_layers=3),
+     "experiment.model.position": "no_pe"},
     {"experiment.model.mixer": dict(name="rwkv7", layer=1)},
     {"experiment.model.mlp": dict(name="channel_mix", layer=4, num_layers=2, power=0.5)},
 ])
@@ -221,7 +222,7 @@ def test_a_layer_beyond_the_last_is_refused(change):
 
 def test_a_ladder_of_one_frequency_is_refused_where_its_logarithm_divides():
     with pytest.raises(ConfigError, match="above 1 and finite"):
-        lookup.build("lcx.positions", dict(name="resonance", base=1))
+        load("configs/quickstart.py", {"experiment.model.position": dict(name="resonance", base=1)})
 
 
 def test_floats_are_judged_as_float32_holds_them():

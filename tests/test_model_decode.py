@@ -149,7 +149,7 @@ def test_a_seed_repeats_and_another_does_not():
 
 @pytest.mark.parametrize("prompt, options, told", [
     (np.zeros((1, 0), int), {}, "at least one token"), (np.full((1, 2), 17), {}, "vocabulary"),
-    (np.ones((1, 2), int), dict(count=0), "one or more"),
+    (np.ones((1, 2), int), dict(count=0), "1 or more"),
     (np.ones((1, 2), int), dict(top_p=0.0), "top_p"),
     (np.ones((1, 2), int), dict(temperature=-1.0), "temperature")])
 def test_impossible_requests_are_refused_before_anything_compiles(prompt, options, told):

@@ -85,5 +85,5 @@ def test_mamba3_mimo_says_what_is_not_there():
     for position, form in (("wall", "auto"), ("t5_bias", "chunked"), ("kerple", "chunked")):
         with pytest.raises(Unimplemented):
             start(MIMO, position, form)
-    with pytest.raises(ConfigError, match="at least one input"):
+    with pytest.raises(ConfigError, match="rank. must be int, 1 or more"):
         start(dict(MIMO, rank=0), "no_pe")

@@ -108,7 +108,7 @@ def test_a_lower_bound_bounds_what_is_forgotten():
     found = jax.tree.map(lambda a: 30 * a, found)  # gates wide open or shut
     _, inner, _ = cases.captured(mixer, found, cases.inputs().astype(jnp.float32), seq)
     assert 0.9 - 1e-6 < np.exp(inner["log_decay"]).min() < 0.91
-    with pytest.raises(ConfigError, match="lower_bound=1.0"):
+    with pytest.raises(ConfigError, match="below 1, got 1.0"):
         cases.build(dict(HGRN, lower_bound=1.0)).site()
     with pytest.raises(ConfigError, match="inner_width"):
         cases.build(dict(GRU, inner_width=7)).site()

@@ -210,7 +210,7 @@ def test_cape_shifts_jitters_and_stretches():
     ratio = (both[:, 1, 2:] - both[:, 1, :-2]) / 2  # (id + D) s: the step is s, the first D s
     assert np.abs(both[:, 1, 0] / ratio[:, 0]).max() <= 5 + 1e-4
     assert remap("cape", seq) is seq
-    with pytest.raises(ConfigError, match="at least 1"):
+    with pytest.raises(ConfigError, match="1 or more"):
         remap(dict(name="cape", scaling=0.9), seq)
 
 
