@@ -1,5 +1,6 @@
 """Generation: prefill in pieces and the step give what the whole forward pass gives."""
 
+import dataclasses
 import json
 
 import flax.linen as nn
@@ -198,11 +199,11 @@ def test_from_the_command_line(tmp_path, capsys, monkeypatch):
     assert "at least one" in capsys.readouterr().err
 
     class Words:  # a tokenizer whose tokens end inside a character
+        vocab_size = 8
         encode = staticmethod(lambda text: np.frombuffer(text, np.uint8).astype(np.int32) % 8)
         decode = staticmethod(lambda ids: bytes([0xC3, 0xA9][token] for token in ids))
 
-    run = open_run(folder)
-    monkeypatch.setattr(type(run.data), "tokenizer", Words)
+    run = dataclasses.replace(open_run(folder), tokenizer=Words)
     monkeypatch.setattr(Decoder, "generate",
                         lambda *a, **k: iter([np.array([t]) for t in (0, 1, 0, 0, 1, 0)]))
     assert list(generate(run, "hallo", 6)) == [
