@@ -73,5 +73,5 @@ def test_bad_tokenizer_files(tmp_path, text):
     words.save(str(tmp_path / "words.json"))
     with pytest.raises(DataError, match="cover .* of its .* bytes"):
         attempt(tmp_path, path=str(tmp_path / "words.json"))
-    with pytest.raises(ConfigError, match="256 bytes"):
+    with pytest.raises(ConfigError, match="256 or more"):
         attempt(tmp_path, vocab_size=100)

@@ -71,7 +71,7 @@ def test_trackers_are_components_and_do_not_change_the_run(path):
     for wrong, message in (("tensorbord", "did you mean 'tensorboard'"),
                            ({"name": "wandb", "projekt": "x"}, "did you mean 'project'"),
                            ({"name": "wandb", "folder": "x"}, "no option 'folder'"),
-                           ({"name": "wandb", "mode": "of"}, "Literal")):
+                           ({"name": "wandb", "mode": "of"}, "one of 'offline'")):
         with pytest.raises(ConfigError, match=message):
             load(path, {"runtime.trackers": wrong})
     both = apply(config, {"runtime.trackers": ["tensorboard", "wandb"]})
