@@ -253,7 +253,8 @@ def test_rows_lie_beside_the_page(done):
     pytest.importorskip("pyarrow")
     read = {path.name: path for path in done[0].files}
     rows = records.read(done[0].page.parent.parent)
-    csv, parquet = pandas.read_csv(read["rows.csv"]), pandas.read_parquet(read["rows.parquet"])
+    csv, parquet = pandas.read_csv(
+        read["rows.csv"], float_precision="round_trip"), pandas.read_parquet(read["rows.parquet"])
     assert list(csv.columns) == list(parquet.columns) == ["arm", *FIELDS]
     for table in (csv, parquet):
         assert table["value"].tolist() == [row["value"] for row in rows]
