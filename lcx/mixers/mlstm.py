@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lcx import lanes as L
-from lcx.domains import Count, NonNegative, Positive
+from lcx.domains import Count, Expansion, NonNegative
 from lcx.errors import ConfigError
 from lcx.layers import Dense, HeadNorm
 from lcx.mixers.mlstm_family import MlstmMixer, three_to_six
@@ -31,7 +31,7 @@ class Mlstm(MlstmMixer):
     """
 
     num_heads: Count = 4
-    key_factor: Positive = 0.5
+    key_factor: Expansion = 0.5
     cap: NonNegative = 15.0
 
     paper: ClassVar[str] = "arXiv:2405.04517"
