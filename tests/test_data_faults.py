@@ -159,9 +159,9 @@ def test_empty_split_says_what_to_do(tmp_path):
     (dict(packing="firstfit"), "did you mean 'first_fit'"),
     (dict(corpus=dict(name="files", path="x")), "did you mean 'paths'"),
     (dict(corpus=dict(name="files", paths="x", on_bad="ignore")), "'raise' or 'skip'"),
-    (dict(train_length=0), "positive whole number"),
-    (dict(train_length=8.0), "positive whole number"),
-    (dict(batch_size=True), "positive whole number"),
+    (dict(train_length=0), "must be int, 1 or more"),
+    (dict(train_length=8.0), "must be int, 1 or more"),
+    (dict(batch_size=True), "must be int, 1 or more"),
     (dict(validation=0.9, test=0.1), "leave something to train on"),
 ])
 def test_config_errors(tmp_path, text, change, words):

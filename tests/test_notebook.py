@@ -204,7 +204,7 @@ def test_several_overrides_and_what_is_none():
     (lambda run: lcx.score(run, Path("nowhere")), DataError, "cannot read 'nowhere'"),
     (lambda run: lcx.score(run, [3]), DataError, "is a int; give a str"),
     (lambda run: lcx.score(run, []), DataError, "nothing to score"),
-    (lambda run: lcx.score(run, TEXTS, lengths=[0]), ConfigError, "positive"),
+    (lambda run: lcx.score(run, TEXTS, lengths=[0]), ConfigError, "1 or more"),
     (lambda run: run.capture("x", "atention"), ConfigError, "did you mean 'attention'"),
     (lambda run: run.capture(np.array([999])), DataError, "0..255"),
     (lambda run: run.losses("x"), DataError, "two tokens"),
