@@ -19,7 +19,8 @@ def call(dtype=jnp.bfloat16, dim=16, value_dim=None, keys=T, value_heads=H, segm
         key = jnp.zeros((B, keys, H, dim), dtype)
         value = jnp.zeros((B, keys, value_heads, value_dim or dim), dtype)
         seq = L.sequence(1, T, segment=segment)
-        return cudnn.attend(pairs.Queries(query, seq), pairs.Keys(key, value, L.sequence(1, keys)),
+        of_keys = seq if keys == T else L.sequence(1, keys)
+        return cudnn.attend(pairs.Queries(query, seq), pairs.Keys(key, value, of_keys),
                             lanes or L.Lanes(), rotary_dim=dim, scale=1.0,
                             **{"causal": True, "window": None, **options})
     return jax.eval_shape(run)

@@ -72,7 +72,7 @@ def test_chosen_schemes_are_listed(capsys):
     (["alibis", "--plot"], "did you mean 'alibi'"),
     (['{"name": "rope", "bass": 3}', "--plot"], "did you mean 'base'"),
     (['{"name": "rope"', "--plot"], "is not JSON"),
-    (["rope", "--plot", "--length", "3"], "at least 8"),
+    (["rope", "--plot", "--length", "3"], "8 or more"),
     (["rope", "--gallery", "docs"], "leave their names out"),
 ])
 def test_mistakes_are_told(words, said, capsys):

@@ -14,7 +14,7 @@ import numpy as np
 from flax import struct
 
 from lcx import lanes as L
-from lcx.domains import Count, Positive, Seed
+from lcx.domains import Count, NonNegative, Seed
 from lcx.errors import ConfigError, Unimplemented
 from lcx.layers import Dense
 from lcx.mixers import CHUNKED, QUADRATIC, STEP, Support
@@ -56,7 +56,7 @@ class Performer(LinearMixer):
     num_features: Count | None = None
     seed: Seed = 0
     inside: bool = False
-    floor: Positive = 1e-4
+    floor: NonNegative = 1e-4
 
     family = "kernel"
     supports = {**LinearMixer.supports, L.Temperature: Support((QUADRATIC, CHUNKED, STEP))}

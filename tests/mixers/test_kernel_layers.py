@@ -304,11 +304,11 @@ def test_first_values():
     ("simple_gla", dict(expand_key=0.3), "keys"),
     ("lightning", dict(layer=2, depth=2), "depth-1"),
     ("norm_attention", dict(feature="relo"), "relu"),
-    ("gau", dict(length=0), "positive"),
+    ("gau", dict(length=0), "1 or more"),
     ("diag_attention", dict(block=4, window=2), "no window"),
     ("based", dict(num_heads=3), "must divide"),
 ])
 def test_bad_options_say_what_to_do(name, options, message):
-    mixer = layer(name, **options)
     with pytest.raises(ConfigError, match=message):
+        mixer = layer(name, **options)
         jax.eval_shape(mixer.init, jax.random.key(0), jnp.zeros((1, 2, D)), L.sequence(1, 2))

@@ -136,12 +136,12 @@ def test_amplitudes():
 
 
 @pytest.mark.parametrize("spec, words", [
-    (dict(name="leaky_rerope", leak=0.0), "a leak above 0"),
-    (dict(name="self_extend", group=0), "at least one token, not 0"),
+    (dict(name="leaky_rerope", leak=0.0), "'leaky_rerope.leak' must be float, above 0"),
+    (dict(name="self_extend", group=0), "'self_extend.group' must be int, 1 or more"),
     (dict(name="shifted_rope", window=4, local=5), "0 to window 4, not 5"),
     (dict(name="dca", chunk=4, local=4), "not local 4 of chunk 4"),
-    (dict(name="pi", factor=0.0), "above 0, not 0"),
-    (dict(name="ntk", factor=-1.0), "above 0, not -1")], ids=str)
+    (dict(name="pi", factor=0.0), "'pi.factor' must be float, above 0"),
+    (dict(name="ntk", factor=-1.0), "'ntk.factor' must be float, above 0")], ids=str)
 def test_bad_options_raise(spec, words):
     with pytest.raises(ConfigError, match=words):
         speak(spec, L.sequence(1, 2))

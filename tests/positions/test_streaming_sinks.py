@@ -36,7 +36,7 @@ def test_a_cache_that_holds_everything_is_rope(x64):
 
 
 def test_bad_options_raise():
-    with pytest.raises(ConfigError, match="not 0 and 4"):
+    with pytest.raises(ConfigError, match="streaming_sinks.recent' must be int, 1 or more"):
         speak(dict(name="streaming_sinks", recent=0), L.sequence(1, 1))
     with pytest.raises(ConfigError, match="causal mixer"):
         speak("streaming_sinks", L.sequence(1, 1), causal=False)

@@ -26,7 +26,7 @@ def test_llama4_goldens():
     spec = dict(name="llama4_temperature", floor=2, scale=1.0)
     steps = np.array(BEFORE) // 2  # counts tokens of the document, whatever their ids
     np.testing.assert_allclose(factor(spec, seq)[0, :, 0], 1 + np.log(steps + 1), rtol=1e-6)
-    with pytest.raises(ConfigError, match="not of 0"):
+    with pytest.raises(ConfigError, match="floor' must be int, 1 or more"):
         factor(dict(name="llama4_temperature", floor=0), seq)
 
 
