@@ -253,11 +253,12 @@ def test_rows_lie_beside_the_page(done):
     pytest.importorskip("pyarrow")
     read = {path.name: path for path in done[0].files}
     rows = records.read(done[0].page.parent.parent)
-    csv, parquet = pandas.read_csv(
-        read["rows.csv"], float_precision="round_trip"), pandas.read_parquet(read["rows.parquet"])
+    # As text: some versions of pandas read a number of a CSV off by a bit.
+    csv = pandas.read_csv(read["rows.csv"], dtype={"value": str})
+    parquet = pandas.read_parquet(read["rows.parquet"])
     assert list(csv.columns) == list(parquet.columns) == ["arm", *FIELDS]
     for table in (csv, parquet):
-        assert table["value"].tolist() == [row["value"] for row in rows]
+        assert [float(value) for value in table["value"]] == [row["value"] for row in rows]
         assert table["run"].tolist() == [row["run"] for row in rows]
         assert [json.loads(extra) for extra in table["extra"]] == [row["extra"] for row in rows]
     assert set(csv["arm"]) == {f"{p}, {m}" for p in BLOW_UP for m in ("attention", "rglru")}
