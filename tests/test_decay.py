@@ -87,7 +87,6 @@ OWN = {
     "positions.pope": ("", "shift"),
     "positions.selective_rope": ("conv", ""),
     "positions.shaw": ("", "keys values"),
-    "positions.ss_max": ("", ""),
     "positions.t5_bias": ("", "table"),
     "positions.transformer_xl": ("project", "content place"),
     "positions.xlnet": ("project", "content place segment kinds"),
